@@ -1,0 +1,42 @@
+//! The contract between Bulkhead's host side and its agent in the guest:
+//! the messages and the service of `proto/agent.proto`, the vsock ports, and
+//! the two small things that cross vsock outside ttrpc, [`Hello`] and [`StreamId`].
+
+mod hello;
+mod stream;
+
+pub use hello::{Hello, HelloError};
+pub use stream::StreamId;
+
+/// The version of this contract; both sides must speak the same.
+pub const VERSION: u32 = 1;
+
+/// The vsock port of the guest on which the agent serves ttrpc.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock port of the guest that takes standard streams: the host writes a
+/// [`StreamId`], then the bytes of the stream follow.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The vsock port of the *host* that the agent dials once it serves
+/// [`AGENT_PORT`] and [`STREAM_PORT`], to write its [`Hello`].
+pub const READY_PORT: u32 = 1024;
+
+/// The vsock context id of the host (virtio 1.2, section 5.10.4).
+pub const HOST_CID: u32 = 2;
+
+/// The longest container or exec id, in bytes.
+pub const MAX_ID_BYTES: usize = 1024;
+
+/// The messages of `proto/agent.proto`.
+#[allow(warnings, clippy::all, clippy::unwrap_used, reason = "generated")]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The client and the server trait of `proto/agent.proto`.
+#[allow(warnings, clippy::all, clippy::unwrap_used, reason = "generated")]
+pub mod agent_ttrpc {
+    pub use super::agent;
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}

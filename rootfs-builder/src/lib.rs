@@ -1,0 +1,1 @@
+//! Guest images and container disks: file trees become read-only EROFS images.

@@ -1,0 +1,1 @@
+//! Helpers of the system tests, which drive Bulkhead from outside on real KVM.
