@@ -1,1 +1,8 @@
-//! One process, one microVM.
+//! Bulkhead's virtual machine monitor: one process, one microVM.
+//!
+//! It knows KVM and virtio and nothing of containers. Every resource comes to
+//! it as an open descriptor; after its jail is shut it opens no path.
+
+pub mod config;
+pub mod counters;
+pub mod virtio;

@@ -1,0 +1,201 @@
+//! Virtio devices (virtio 1.2): small state machines that own no thread and
+//! wait on nothing. The worker in [`worker`] calls them; the PCI transport
+//! gives them to it when the driver is ready.
+//!
+//! ```text
+//!   Idle(device) --DRIVER_OK--> Running(worker) --reset--> Idle(device)
+//! ```
+
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+pub mod queue;
+pub mod sources;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod worker;
+
+pub use queue::ActiveQueue;
+pub use sources::{Events, Sources};
+
+use crate::counters::DeviceCounters;
+
+/// The guest's memory as devices reach it. Read-only image regions are not in it.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// `VIRTIO_F_INDIRECT_DESC` (virtio 1.2, section 6).
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_F_EVENT_IDX` (virtio 1.2, section 6).
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// `VIRTIO_F_VERSION_1` (virtio 1.2, section 6).
+pub const F_VERSION_1: u64 = 1 << 32;
+
+/// The kinds of device, by their virtio device id (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// Network card.
+    Net = 1,
+    /// Block device.
+    Blk = 2,
+    /// Console.
+    Console = 3,
+    /// Entropy source.
+    Rng = 4,
+    /// Memory balloon.
+    Balloon = 5,
+    /// Socket device.
+    Vsock = 19,
+    /// File system device.
+    Fs = 26,
+    /// Persistent memory.
+    Pmem = 27,
+}
+
+impl Kind {
+    /// The device's name in messages, thread names and counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Blk => "blk",
+            Self::Console => "console",
+            Self::Rng => "rng",
+            Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
+            Self::Fs => "fs",
+            Self::Pmem => "pmem",
+        }
+    }
+}
+
+/// What stops a device. The guest's driver sees `DEVICE_NEEDS_RESET`; the VM
+/// and its other devices go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The driver broke the rules of its ring or of a request.
+    #[error("bad request on queue {queue}: {what}")]
+    BadRequest {
+        /// The queue's index.
+        queue: usize,
+        /// Which rule was broken.
+        what: &'static str,
+    },
+    /// The ring itself cannot be used.
+    #[error("queue {queue} is broken")]
+    Queue {
+        /// The queue's index.
+        queue: usize,
+        /// What the queue said.
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// The host side failed in a way that no status of a request can tell.
+    #[error("cannot {what}")]
+    Host {
+        /// What was being tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// One virtio device.
+///
+/// Everything in the queues is written by the guest and hostile: parse it in
+/// pure functions, bound every loop and allocation, answer rather than panic.
+pub trait VirtioDevice: Send {
+    /// What the device is.
+    fn kind(&self) -> Kind;
+
+    /// The largest size of each queue, a power of two each.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Device-specific feature bits on offer. The transport adds
+    /// [`F_VERSION_1`], [`F_EVENT_IDX`] and [`F_INDIRECT_DESC`].
+    fn features(&self) -> u64;
+
+    /// The device's configuration space as the driver first reads it.
+    fn config_space(&self) -> Vec<u8>;
+
+    /// Whether each queue gets an interrupt vector of its own. Otherwise all
+    /// share one, which spares the guest exits at boot.
+    fn vector_per_queue(&self) -> bool {
+        false
+    }
+
+    /// The driver is ready: remembers the features agreed on, puts the device's own descriptors into
+    /// [`Active::sources`].
+    ///
+    /// # Errors
+    /// When the host side cannot be set up; the device is then stopped.
+    fn activate(&mut self, active: &mut Active) -> Result<(), Error> {
+        let _ = active;
+        Ok(())
+    }
+
+    /// The driver has put buffers into a queue. Takes what it can use from
+    /// `active.queues[index]` and signals the driver once at the end.
+    ///
+    /// # Errors
+    /// When the ring or a request breaks the rules; the device is then stopped.
+    fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error>;
+
+    /// A descriptor in [`Active::sources`] is ready.
+    ///
+    /// # Errors
+    /// As [`VirtioDevice::handle_queue`].
+    fn handle_source(
+        &mut self,
+        token: u64,
+        events: Events,
+        active: &mut Active,
+    ) -> Result<(), Error> {
+        let _ = (token, events, active);
+        Ok(())
+    }
+
+    /// The driver wrote to the configuration space.
+    fn write_config(&mut self, offset: usize, data: &[u8], active: &mut Active) {
+        let _ = (offset, data, active);
+    }
+
+    /// The device was stopped: forgets everything that the driver had set up.
+    fn reset(&mut self) {}
+}
+
+/// What a running device works with.
+pub struct Active {
+    /// The guest's memory.
+    pub memory: Memory,
+    /// The queues; those that the driver did not enable are not ready and stay empty.
+    pub queues: Vec<ActiveQueue>,
+    /// The features that device and driver agreed on.
+    pub features: u64,
+    /// The device's own descriptors.
+    pub sources: Sources,
+    /// The device's counters.
+    pub counters: Arc<DeviceCounters>,
+    /// How to tell the driver of a changed configuration space.
+    pub config: ConfigChange,
+}
+
+/// Tells the driver that the configuration space changed.
+pub struct ConfigChange {
+    notify: Box<dyn Fn(&[u8]) + Send>,
+}
+
+impl ConfigChange {
+    /// `notify` publishes the new contents and interrupts the driver.
+    pub fn new(notify: impl Fn(&[u8]) + Send + 'static) -> Self {
+        Self {
+            notify: Box::new(notify),
+        }
+    }
+
+    /// Publishes `config`, the whole new configuration space, and interrupts the driver.
+    pub fn publish(&self, config: &[u8]) {
+        (self.notify)(config);
+    }
+}

@@ -1,0 +1,232 @@
+//! A guest's driver for tests: rings in memory, without a guest, a thread or KVM.
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::{
+    epoll::{Epoll, EpollEvent},
+    eventfd::{EFD_NONBLOCK, EventFd},
+};
+
+use super::{
+    Active, ActiveQueue, ConfigChange, Error, Memory, Sources, VirtioDevice, worker::serve_queue,
+};
+use crate::counters::DeviceCounters;
+
+const QUEUE_SIZE: u16 = 64;
+const QUEUE_SPAN: u64 = 0x4000;
+const DATA: u64 = 0x10_0000;
+const MEMORY_BYTES: usize = 64 << 20;
+
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+
+/// One buffer of a chain.
+pub(crate) enum Buffer<'a> {
+    /// Bytes for the device to read.
+    Out(&'a [u8]),
+    /// Room for the device to write, in bytes.
+    In(usize),
+}
+
+/// A chain that was offered: its head and where its writable bytes lie.
+pub(crate) struct Chain {
+    pub(crate) head: u16,
+    rooms: Vec<(GuestAddress, usize)>,
+}
+
+/// A device with a driver on the other side of its rings.
+pub(crate) struct Rig<D> {
+    pub(crate) device: D,
+    pub(crate) active: Active,
+    epoll: Arc<Epoll>,
+    drivers: Vec<Driver>,
+    next_data: u64,
+}
+
+struct Driver {
+    next_descriptor: u16,
+    avail_index: u16,
+    used_seen: u16,
+    interrupt: Arc<EventFd>,
+}
+
+impl<D: VirtioDevice> Rig<D> {
+    /// Activates `device` with all its features and queues of 64 descriptors.
+    pub(crate) fn new(mut device: D) -> Self {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
+        let counters = Arc::new(DeviceCounters::default());
+        let epoll = Arc::new(Epoll::new().unwrap());
+        let mut drivers = Vec::new();
+        let mut queues = Vec::new();
+        for index in 0..device.queue_sizes().len() {
+            let interrupt = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+            let base = index as u64 * QUEUE_SPAN;
+            let mut ring = Queue::new(QUEUE_SIZE).unwrap();
+            ring.set_size(QUEUE_SIZE);
+            ring.try_set_desc_table_address(GuestAddress(base)).unwrap();
+            ring.try_set_avail_ring_address(GuestAddress(base + 0x1000))
+                .unwrap();
+            ring.try_set_used_ring_address(GuestAddress(base + 0x2000))
+                .unwrap();
+            ring.set_ready(true);
+            queues.push(ActiveQueue::new(
+                index,
+                ring,
+                Arc::clone(&interrupt),
+                Arc::clone(&counters),
+            ));
+            drivers.push(Driver {
+                next_descriptor: 0,
+                avail_index: 0,
+                used_seen: 0,
+                interrupt,
+            });
+        }
+        let mut active = Active {
+            memory,
+            queues,
+            features: device.features(),
+            sources: Sources::new(Arc::clone(&epoll)),
+            counters,
+            config: ConfigChange::new(|_| {}),
+        };
+        device.activate(&mut active).unwrap();
+        Self {
+            device,
+            active,
+            epoll,
+            drivers,
+            next_data: DATA,
+        }
+    }
+
+    /// Offers a chain on `queue` without kicking. Descriptors are used in turn
+    /// and never freed: up to 64 may be on offer at once.
+    pub(crate) fn offer(&mut self, queue: usize, buffers: &[Buffer<'_>]) -> Chain {
+        let base = queue as u64 * QUEUE_SPAN;
+        let mut rooms = Vec::new();
+        let head = self.drivers[queue].next_descriptor % QUEUE_SIZE;
+        for (i, buffer) in buffers.iter().enumerate() {
+            let address = GuestAddress(self.next_data);
+            let (len, mut flags) = match buffer {
+                Buffer::Out(bytes) => {
+                    self.active.memory.write_slice(bytes, address).unwrap();
+                    (bytes.len(), 0)
+                }
+                Buffer::In(len) => {
+                    rooms.push((address, *len));
+                    (*len, F_WRITE)
+                }
+            };
+            self.next_data = (self.next_data + len as u64 + 0xfff) & !0xfff;
+            assert!(
+                self.next_data < MEMORY_BYTES as u64,
+                "the rig's memory is used up"
+            );
+            let slot = (head + i as u16) % QUEUE_SIZE;
+            if i + 1 < buffers.len() {
+                flags |= F_NEXT;
+            }
+            self.write_descriptor(
+                queue,
+                slot,
+                address.0,
+                len as u32,
+                flags,
+                (slot + 1) % QUEUE_SIZE,
+            );
+        }
+        let driver = &mut self.drivers[queue];
+        driver.next_descriptor += buffers.len() as u16;
+        let ring = base + 0x1000 + 4 + 2 * u64::from(driver.avail_index % QUEUE_SIZE);
+        driver.avail_index = driver.avail_index.wrapping_add(1);
+        let index = driver.avail_index;
+        self.active
+            .memory
+            .write_obj(head.to_le(), GuestAddress(ring))
+            .unwrap();
+        self.active
+            .memory
+            .write_obj(index.to_le(), GuestAddress(base + 0x1002))
+            .unwrap();
+        Chain { head, rooms }
+    }
+
+    /// Writes one raw descriptor, for chains that break the rules.
+    pub(crate) fn write_descriptor(
+        &mut self,
+        queue: usize,
+        slot: u16,
+        address: u64,
+        len: u32,
+        flags: u16,
+        next: u16,
+    ) {
+        let at = queue as u64 * QUEUE_SPAN + 16 * u64::from(slot);
+        let memory = &self.active.memory;
+        memory.write_obj(address.to_le(), GuestAddress(at)).unwrap();
+        memory.write_obj(len.to_le(), GuestAddress(at + 8)).unwrap();
+        memory
+            .write_obj(flags.to_le(), GuestAddress(at + 12))
+            .unwrap();
+        memory
+            .write_obj(next.to_le(), GuestAddress(at + 14))
+            .unwrap();
+    }
+
+    /// Kicks `queue` and lets the device work until it is done.
+    pub(crate) fn kick(&mut self, queue: usize) -> Result<(), Error> {
+        serve_queue(&mut self.device, &mut self.active, queue)
+    }
+
+    /// Waits up to `timeout_ms` for the device's own descriptors and lets it handle those
+    /// that are ready; false when none was.
+    pub(crate) fn poll(&mut self, timeout_ms: i32) -> bool {
+        let mut events = [EpollEvent::default(); 16];
+        let ready = self.epoll.wait(timeout_ms, &mut events).unwrap();
+        for event in &events[..ready] {
+            self.device
+                .handle_source(event.data(), event.event_set(), &mut self.active)
+                .unwrap();
+        }
+        ready > 0
+    }
+
+    /// The chains that the device gave back since the last call, as (head, bytes written).
+    pub(crate) fn used(&mut self, queue: usize) -> Vec<(u16, u32)> {
+        let base = queue as u64 * QUEUE_SPAN + 0x2000;
+        let memory = &self.active.memory;
+        let index: u16 = memory.read_obj(GuestAddress(base + 2)).unwrap();
+        let driver = &mut self.drivers[queue];
+        let mut used = Vec::new();
+        while driver.used_seen != index {
+            let at = base + 4 + 8 * u64::from(driver.used_seen % QUEUE_SIZE);
+            let head: u32 = memory.read_obj(GuestAddress(at)).unwrap();
+            let len: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
+            used.push((head as u16, len));
+            driver.used_seen = driver.used_seen.wrapping_add(1);
+        }
+        used
+    }
+
+    /// What the device wrote into a chain's rooms, all of their bytes.
+    pub(crate) fn written(&self, chain: &Chain) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (address, len) in &chain.rooms {
+            let start = bytes.len();
+            bytes.resize(start + len, 0);
+            self.active
+                .memory
+                .read_slice(&mut bytes[start..], *address)
+                .unwrap();
+        }
+        bytes
+    }
+
+    /// Whether the driver was interrupted for `queue` since the last call.
+    pub(crate) fn interrupted(&self, queue: usize) -> bool {
+        self.drivers[queue].interrupt.read().is_ok()
+    }
+}
