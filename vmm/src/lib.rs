@@ -5,4 +5,6 @@
 
 pub mod config;
 pub mod counters;
+pub mod descriptors;
+pub mod launch;
 pub mod virtio;

@@ -1,0 +1,387 @@
+//! Starts `bulkhead-vmm` so that it is jailed from its first instruction: in
+//! its own user, mount, pid, ipc, net, uts and cgroup namespaces, with nothing
+//! open but what it was passed.
+//!
+//! ```text
+//!   launcher                                 child
+//!   ────────                                 ─────
+//!   config to a sealed memfd
+//!   clone3(new namespaces, pidfd) ─────────► waits
+//!   writes its id maps, then "go" ─────────► becomes uid 0 of its namespace,
+//!                                            dies with the launcher from now on,
+//!   waits for a report                       descriptors 0, 1, 2, 3 … in place
+//!   end of file: it runs ◄────────────────── execveat closes the report
+//! ```
+//!
+//! ```no_run
+//! # fn example(program: std::os::fd::OwnedFd, config: vmm::config::VmConfig, kernel: std::os::fd::OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+//! let mut launch = vmm::launch::Launch::new(program);
+//! let mut config = config;
+//! config.boot.kernel = launch.pass(kernel);
+//! let mut vmm = launch.spawn(&config)?;
+//! println!("process {} ended: {}", vmm.pid(), vmm.wait()?);
+//! # Ok(()) }
+//! ```
+
+use std::{
+    ffi::CString,
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::Path,
+    process::ExitStatus,
+    sync::mpsc,
+    thread,
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+    sys::wait::{Id, WaitPidFlag, waitid},
+    unistd::{getegid, geteuid, pipe2},
+};
+
+mod identity;
+mod process;
+mod sys;
+
+pub use process::Process;
+pub use sys::Step;
+
+use crate::{
+    config::{DeviceConfig, Resource, VmConfig},
+    descriptors,
+};
+use identity::Launcher;
+
+/// The number at which the VMM finds its configuration.
+const CONFIG_FD: RawFd = 3;
+/// The number of the first descriptor that [`Launch::pass`] gives.
+const FIRST_PASSED_FD: RawFd = CONFIG_FD + 1;
+/// More than any VM can have devices for.
+const MAX_PASSED: usize = 1024;
+/// The thread that a VMM's life is bound to does nothing but wait.
+const PARENT_STACK_BYTES: usize = 64 * 1024;
+
+/// A VMM that is about to start.
+#[derive(Debug)]
+pub struct Launch {
+    program: OwnedFd,
+    passed: Vec<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Launch {
+    /// `program` is the `bulkhead-vmm` binary, opened, `O_PATH` being enough.
+    pub fn new(program: OwnedFd) -> Self {
+        Self {
+            program,
+            passed: Vec::new(),
+            stderr: None,
+        }
+    }
+
+    /// Gives `fd` to the VMM and returns how its configuration names it.
+    pub fn pass(&mut self, fd: OwnedFd) -> Resource {
+        self.passed.push(fd);
+        Resource::Fd(FIRST_PASSED_FD + self.passed.len() as RawFd - 1)
+    }
+
+    /// Where the VMM's one line about a failure goes; by default the launcher's own stderr.
+    pub fn stderr(&mut self, fd: OwnedFd) {
+        self.stderr = Some(fd);
+    }
+
+    /// Starts the VMM. What `config` names by path is opened first, by the launcher.
+    ///
+    /// Returns when the program is about to run. The process dies with the launcher's process,
+    /// whichever of its threads called this.
+    ///
+    /// # Errors
+    /// When a path cannot be opened, the host does not permit the namespaces, or the program
+    /// cannot be executed.
+    pub fn spawn(mut self, config: &VmConfig) -> Result<Process, Error> {
+        let mut config = config.clone();
+        descriptors::open(&mut config, |fd| self.pass(fd))?;
+        if self.passed.len() > MAX_PASSED {
+            return Err(Error::TooMany(self.passed.len()));
+        }
+        let shares_files = config
+            .devices
+            .iter()
+            .any(|device| matches!(device, DeviceConfig::Fs { .. }));
+        let document = sealed_memfd(&config).map_err(Error::Config)?;
+        let (prepared, child) = self.prepare(document).map_err(Error::Prepare)?;
+        start(prepared, child, shares_files)
+    }
+
+    /// Moves everything that the child touches above the numbers that it will fill.
+    fn prepare(self, document: OwnedFd) -> io::Result<(Prepared, ChildEnds)> {
+        let null = || fs::File::options().read(true).write(true).open("/dev/null");
+        let stderr = match self.stderr {
+            Some(fd) => fd,
+            None => io::stderr().as_fd().try_clone_to_owned()?,
+        };
+        let mut descriptors = vec![null()?.into(), null()?.into(), stderr, document];
+        descriptors.extend(self.passed);
+        let first_free = descriptors.len() as RawFd;
+
+        let (go, go_writer) = pipe2(OFlag::O_CLOEXEC)?;
+        let (report_reader, report) = pipe2(OFlag::O_CLOEXEC)?;
+        let descriptors = descriptors
+            .into_iter()
+            .map(|fd| above(fd, first_free))
+            .collect::<io::Result<_>>()?;
+        let plan = sys::Plan {
+            program: above(self.program, first_free)?,
+            arguments: arguments(),
+            descriptors,
+            go: above(go, first_free)?,
+            report: above(report, first_free)?,
+            clear_groups: geteuid().is_root(),
+        };
+        let ours = Prepared {
+            go: go_writer.into(),
+            report: report_reader.into(),
+        };
+        Ok((ours, ChildEnds(plan)))
+    }
+}
+
+/// What `bulkhead-vmm --config FILE` does: starts this very program again, jailed, and waits for
+/// its end.
+///
+/// # Errors
+/// When the file is no configuration, and as [`Launch::spawn`].
+pub fn run_file(path: &Path) -> Result<ExitStatus, Error> {
+    let config = descriptors::read_config_file(path)?;
+    let program = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open("/proc/self/exe")
+        .map_err(Error::Prepare)?;
+    let mut process = Launch::new(program.into()).spawn(&config)?;
+    process.wait().map_err(Error::Prepare)
+}
+
+/// The launcher's ends of the two pipes.
+struct Prepared {
+    go: fs::File,
+    report: fs::File,
+}
+
+/// What only the child needs; dropped by the launcher once the child is made.
+struct ChildEnds(sys::Plan);
+
+fn arguments() -> Vec<CString> {
+    let config_fd = format!("{CONFIG_FD}");
+    ["bulkhead-vmm", "--config-fd", &config_fd]
+        .into_iter()
+        .map(|argument| CString::new(argument).expect("no argument has a zero byte"))
+        .collect()
+}
+
+/// The same open file under a number of at least `lowest`.
+fn above(fd: OwnedFd, lowest: RawFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() >= lowest {
+        return Ok(fd);
+    }
+    sys::duplicate_above(fd.as_fd(), lowest)
+}
+
+/// The configuration as the VMM reads it, beyond anybody's change.
+fn sealed_memfd(config: &VmConfig) -> io::Result<OwnedFd> {
+    let text = serde_json::to_vec(config)?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let mut file = fs::File::from(memfd_create(c"vm.json", flags)?);
+    file.write_all(&text)?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    // The offset is shared with the child.
+    io::Seek::rewind(&mut file)?;
+    Ok(file.into())
+}
+
+/// Makes the child on a thread of its own: the kernel binds the child's life to
+/// the thread that made it, and the caller's may end before the process does.
+fn start(ours: Prepared, child: ChildEnds, shares_files: bool) -> Result<Process, Error> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let parent = thread::Builder::new()
+        .name("vmm-parent".to_owned())
+        .stack_size(PARENT_STACK_BYTES)
+        .spawn(move || {
+            let started = start_child(ours, child, shares_files);
+            let watched = started.as_ref().ok().map(|(_, pidfd)| pidfd.try_clone());
+            // The receiver waits for exactly this.
+            let _ = sender.send(started);
+            if let Some(Ok(pidfd)) = watched {
+                wait_without_reaping(&pidfd);
+            }
+        })
+        .map_err(Error::Prepare)?;
+    let (pid, pidfd) = receiver
+        .recv()
+        .map_err(|_| Error::Prepare(io::ErrorKind::Other.into()))??;
+    Ok(Process::new(pid, pidfd, parent))
+}
+
+fn wait_without_reaping(pidfd: &OwnedFd) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    while waitid(Id::PIDFd(pidfd.as_fd()), flags) == Err(nix::errno::Errno::EINTR) {}
+}
+
+fn start_child(
+    mut ours: Prepared,
+    child: ChildEnds,
+    shares_files: bool,
+) -> Result<(u32, OwnedFd), Error> {
+    let (pid, pidfd) = sys::clone_into_jail(&child.0).map_err(Error::namespaces)?;
+    drop(child);
+    let outcome = write_maps(pid, shares_files).and_then(|()| {
+        // A child that is gone says why in its report.
+        let _ = ours.go.write_all(&[1]);
+        await_exec(&mut ours.report)
+    });
+    // From here on a hang-up of `go` means nothing: the child has asked to die with us.
+    match outcome {
+        Ok(()) => Ok((pid, pidfd)),
+        Err(error) => {
+            let _ = process::kill(pidfd.as_fd());
+            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+            Err(error)
+        }
+    }
+}
+
+fn write_maps(pid: u32, shares_files: bool) -> Result<(), Error> {
+    let launcher = Launcher {
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+        uid_map: &read("/proc/self/uid_map".to_owned())?,
+        gid_map: &read("/proc/self/gid_map".to_owned())?,
+        shares_files,
+    };
+    let maps = launcher.maps(pid);
+    if !launcher.is_root() {
+        // Without this the kernel lets nobody but root write a gid map.
+        write(format!("/proc/{pid}/setgroups"), "deny")?;
+    }
+    write(format!("/proc/{pid}/gid_map"), &maps.gid)?;
+    write(format!("/proc/{pid}/uid_map"), &maps.uid)
+}
+
+fn read(path: String) -> Result<String, Error> {
+    fs::read_to_string(&path).map_err(|source| Error::IdMap { path, source })
+}
+
+fn write(path: String, text: &str) -> Result<(), Error> {
+    fs::write(&path, text).map_err(|source| Error::IdMap { path, source })
+}
+
+/// Waits until the child executes the program or says why it cannot.
+fn await_exec(report: &mut fs::File) -> Result<(), Error> {
+    let mut bytes = [0; sys::REPORT_BYTES];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match report.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(Error::Prepare(source)),
+        }
+    }
+    if filled == 0 {
+        return Ok(());
+    }
+    match sys::parse_report(&bytes) {
+        Some((step, source)) => Err(Error::Child {
+            step: step.name(),
+            source,
+        }),
+        None => Err(Error::Prepare(io::ErrorKind::InvalidData.into())),
+    }
+}
+
+/// Why a VMM did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A path in the configuration cannot be opened.
+    #[error(transparent)]
+    Open(#[from] descriptors::Error),
+    /// More descriptors than a VM can use.
+    #[error("{0} descriptors are passed to the VMM; at most {MAX_PASSED} can be")]
+    TooMany(usize),
+    /// The configuration could not be put where the VMM reads it.
+    #[error("cannot write the VMM's configuration to memory")]
+    Config(#[source] io::Error),
+    /// The launcher ran out of something.
+    #[error("cannot prepare the VMM's process")]
+    Prepare(#[source] io::Error),
+    /// The host does not permit the jail.
+    #[error("cannot make the namespaces of the VMM's jail; {advice}")]
+    Namespaces {
+        /// What to do about it.
+        advice: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The ids of the VMM's user namespace could not be set.
+    #[error("cannot set the ids of the VMM's user namespace in {path}")]
+    IdMap {
+        /// The file of /proc.
+        path: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The new process failed before the program ran.
+    #[error("the VMM's process could not {step}")]
+    Child {
+        /// What it was trying.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn namespaces(source: io::Error) -> Self {
+        let is = |path: &str, value: &str| {
+            fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+        };
+        let advice = match source.raw_os_error() {
+            Some(libc::EPERM) if is("/proc/sys/kernel/unprivileged_userns_clone", "0") => {
+                "run as root or set sysctl kernel.unprivileged_userns_clone=1"
+            }
+            Some(libc::EPERM)
+                if is(
+                    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+                    "1",
+                ) =>
+            {
+                "run as root or set sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+            }
+            Some(libc::EPERM) => {
+                "user namespaces are forbidden here: run as root, outside of any chroot and of any \
+                 container that filters clone3"
+            }
+            Some(libc::ENOSPC | libc::EUSERS) => {
+                "too many namespaces: raise sysctl user.max_user_namespaces (0 forbids them) and \
+                 its neighbours under user.max_*_namespaces"
+            }
+            Some(libc::EINVAL | libc::ENOSYS) => {
+                "the kernel lacks user namespaces (CONFIG_USER_NS) or is older than 5.11"
+            }
+            _ => "see the cause",
+        };
+        Self::Namespaces { advice, source }
+    }
+}
