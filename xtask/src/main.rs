@@ -1,5 +1,51 @@
-//! The verbs a developer needs: build, test, bench and demo, as `cargo xtask VERB`.
+//! The verbs a developer needs, as `cargo xtask VERB`; `make` calls the same.
+//!
+//! Each verb is one module; what they share is [`project::Project`] (where things are) and
+//! [`process`] (running other programs).
 
-fn main() {
-    println!("cargo xtask: no verbs yet");
+mod build;
+mod check;
+mod image;
+mod kernel;
+mod lab;
+mod process;
+mod project;
+mod test;
+
+#[cfg(test)]
+mod dependencies;
+
+use clap::Parser;
+use project::Project;
+
+/// Builds, tests and shows Bulkhead.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Verb {
+    /// Programs, agent, guest kernel and guest image, into target/bulkhead
+    Build,
+    /// The guest kernel alone, into the cache; prints where it is
+    Kernel,
+    /// The guest image alone (and the agent in it), into target/bulkhead
+    Image,
+    /// Unit and doc tests on this host, system tests on KVM (this host's or the lab's)
+    Test(test::Options),
+    /// Formatting, lints, and licences if cargo-deny is installed
+    Check,
+}
+
+fn main() -> anyhow::Result<()> {
+    let verb = Verb::parse();
+    let project = Project::find()?;
+    match verb {
+        Verb::Build => build::all(&project),
+        Verb::Kernel => {
+            let kernel = kernel::build(&project)?;
+            println!("{}", kernel.vmlinux().display());
+            Ok(())
+        }
+        Verb::Image => image::install(&project),
+        Verb::Test(options) => test::all(&project, &options),
+        Verb::Check => check::all(&project),
+    }
 }

@@ -1,0 +1,24 @@
+# Bulkhead from a clean clone, on Debian 12 as root. Everything else is `cargo xtask help`.
+
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+xtask := cargo run --quiet --package xtask --
+
+.PHONY: build setup demo test bench check
+
+build: setup    ## programs, agent, guest kernel and guest image, into target/bulkhead
+	$(xtask) build
+
+setup:          ## the Debian packages that are missing
+	@scripts/setup
+
+demo: setup     ## a container in its own virtual machine, on real input
+	$(xtask) demo
+
+test: setup     ## unit and doc tests here, system tests on KVM (here or in the lab)
+	$(xtask) test
+
+bench: setup    ## figures, side by side with the peers: a table and target/bench/results.json
+	$(xtask) bench
+
+check: setup    ## formatting, lints, licences
+	$(xtask) check

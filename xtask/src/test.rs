@@ -1,0 +1,105 @@
+//! The tiers of tests: unit and doc tests on this host, system tests where KVM works.
+//!
+//! The system tests are compiled here and only run in the lab, whose processor is emulated.
+//! A tier that fails ends the run, so that the last lines are always the failing runner's.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::build;
+use crate::lab::Place;
+use crate::process::{cargo, output, run};
+use crate::project::Project;
+
+/// The package whose integration tests drive Bulkhead from outside.
+const SYSTEM_TESTS: &str = "system-tests";
+
+/// Seconds for all system tests together in the lab.
+const LAB_TIMEOUT_S: &str = "1500";
+
+/// Runs each test program in turn, the rest after a failure too, and fails if one did.
+const RUN_EACH: &str = r#"
+failed=
+for test; do
+    echo "     Running $test"
+    "$test" --test-threads=1 || failed="$failed ${test##*/}"
+done
+[ -z "$failed" ] || { echo "error: failed:$failed" >&2; exit 1; }
+"#;
+
+/// Which tiers to run.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only the unit and doc tests
+    #[arg(long, conflicts_with = "system")]
+    unit: bool,
+    /// Only the system tests
+    #[arg(long)]
+    system: bool,
+}
+
+/// Runs the tiers in order.
+pub(crate) fn all(project: &Project, options: &Options) -> Result<()> {
+    if !options.system {
+        unit(project)?;
+    }
+    if !options.unit {
+        system(project)?;
+    }
+    Ok(())
+}
+
+fn unit(project: &Project) -> Result<()> {
+    run(cargo().current_dir(&project.root).args([
+        "test",
+        "--workspace",
+        "--exclude",
+        SYSTEM_TESTS,
+        "--no-fail-fast",
+    ]))
+}
+
+fn system(project: &Project) -> Result<()> {
+    build::all(project)?;
+    let tests = executables(project, "test")?;
+    if tests.is_empty() {
+        bail!("package {SYSTEM_TESTS} has no tests");
+    }
+    let place = Place::find(project)?;
+    if let Place::Lab { .. } = place {
+        println!("xtask: KVM of this host cannot run guests; system tests run in the lab machine");
+    }
+    run(place
+        .command(&["--timeout", LAB_TIMEOUT_S, "--disk", "4G"], "sh")
+        .args(["-c", RUN_EACH, "sh"])
+        .args(tests)
+        .current_dir(&project.root)
+        .env("BULKHEAD_PREFIX", project.prefix()))
+}
+
+/// Compiles the system tests and returns the programs of one kind (`test` or `bench`).
+fn executables(project: &Project, kind: &str) -> Result<Vec<PathBuf>> {
+    let messages = output(cargo().current_dir(&project.root).args([
+        "test",
+        "--package",
+        SYSTEM_TESTS,
+        "--test",
+        "*",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]))?;
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line).context("cargo wrote no JSON")?;
+        let kinds = message["target"]["kind"].as_array();
+        let is_kind = kinds.is_some_and(|kinds| kinds.iter().any(|name| name == kind));
+        if let (true, Some(program)) = (is_kind, message["executable"].as_str()) {
+            programs.push(PathBuf::from(program));
+        }
+    }
+    programs.sort();
+    Ok(programs)
+}
