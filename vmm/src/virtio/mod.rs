@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+pub mod fs;
 pub mod queue;
 pub mod sources;
 #[cfg(test)]

@@ -154,6 +154,11 @@ impl<D: VirtioDevice> Rig<D> {
         Chain { head, rooms }
     }
 
+    /// Gives the memory for data back, for tests that offer more than there is.
+    pub(crate) fn rewind(&mut self) {
+        self.next_data = DATA;
+    }
+
     /// Writes one raw descriptor, for chains that break the rules.
     pub(crate) fn write_descriptor(
         &mut self,
