@@ -1,8 +1,10 @@
 //! The static agent and the guest image around it.
 
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use rootfs_builder::guest;
 
 use crate::process::{cargo, run};
 use crate::project::Project;
@@ -11,9 +13,13 @@ use crate::project::Project;
 /// procedural macros are not linked statically too.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the agent and installs the guest image.
+/// Builds the agent and installs the guest image, in both forms: `guest.img` and `guest.cpio`.
 pub(crate) fn install(project: &Project) -> Result<()> {
-    build_agent(project)?;
+    let agent = build_agent(project)?;
+    let share = project.share();
+    fs::create_dir_all(&share).with_context(|| format!("cannot create {}", share.display()))?;
+    guest::write_erofs(&agent, &share.join("guest.img"))?;
+    guest::write_cpio(&agent, &share.join("guest.cpio"))?;
     Ok(())
 }
 
