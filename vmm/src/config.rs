@@ -57,6 +57,9 @@ fn one() -> u8 {
 pub struct BootConfig {
     /// An ELF vmlinux or a bzImage.
     pub kernel: Resource,
+    /// A read-only image that becomes `/dev/pmem0`, shared by all VMs that map it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Resource>,
     /// An initramfs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Resource>,

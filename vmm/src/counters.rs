@@ -63,3 +63,20 @@ impl DeviceCounters {
         }
     }
 }
+
+/// Exits of guest code that reached this process, by kind.
+#[derive(Debug, Default)]
+pub struct ExitCounters {
+    /// Port reads.
+    pub io_in: Counter,
+    /// Port writes.
+    pub io_out: Counter,
+    /// Reads of addresses that no memslot serves.
+    pub mmio_read: Counter,
+    /// Writes to addresses that no writable memslot serves.
+    pub mmio_write: Counter,
+    /// A signal to the processor's thread.
+    pub interrupted: Counter,
+    /// Anything else.
+    pub other: Counter,
+}

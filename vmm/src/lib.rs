@@ -3,8 +3,12 @@
 //! It knows KVM and virtio and nothing of containers. Every resource comes to
 //! it as an open descriptor; after its jail is shut it opens no path.
 
+pub mod arch;
 pub mod config;
 pub mod counters;
 pub mod descriptors;
+pub mod jail;
 pub mod launch;
+pub mod pci;
 pub mod virtio;
+pub mod vm;

@@ -1,3 +1,83 @@
 //! `bulkhead-vmm`: one process, one microVM.
 
-fn main() {}
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::Parser;
+use vmm::{
+    descriptors::{self, Descriptors},
+    launch,
+    vm::{End, Vm},
+};
+
+/// Runs one microVM, jailed.
+///
+/// Exit status: 0 the guest powered off, 3 it asked for a reset, 4 its
+/// processor gave up (triple fault), 1 the VM could not be run, 2 the
+/// configuration is not valid.
+#[derive(Parser)]
+#[command(name = "bulkhead-vmm", version)]
+struct Arguments {
+    /// The VM as JSON; what it names by path is opened first, then a jailed VMM is started
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "config_fd",
+        required_unless_present = "config_fd"
+    )]
+    config: Option<PathBuf>,
+    /// The descriptor to read the VM from, by whoever starts a jailed VMM
+    #[arg(long, value_name = "NUMBER")]
+    config_fd: Option<i32>,
+}
+
+const FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 2;
+const RESET: u8 = 3;
+const TRIPLE_FAULT: u8 = 4;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match (arguments.config, arguments.config_fd) {
+        (Some(path), _) => launch_file(&path),
+        (None, Some(number)) => run(number),
+        (None, None) => Ok(BAD_CONFIG),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("bulkhead-vmm: {error:#}");
+            ExitCode::from(exit_status_of(&error))
+        }
+    }
+}
+
+fn exit_status_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<descriptors::Error>() {
+        Some(descriptors::Error::ParseConfig(_)) => BAD_CONFIG,
+        _ => FAILED,
+    }
+}
+
+/// For people: opens what the file names, then starts this program again, jailed.
+fn launch_file(path: &std::path::Path) -> anyhow::Result<u8> {
+    let config = descriptors::read_config_file(path)?;
+    let status = launch::run(&config)?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(FAILED))
+}
+
+/// Runs the VM that the launcher described on a descriptor.
+fn run(config: i32) -> anyhow::Result<u8> {
+    let config = descriptors::read_config(config)?;
+    let mut vm = Vm::new(&config, &mut Descriptors::default()).context("cannot make the VM")?;
+    vm.start().context("cannot start the VM")?;
+    match vm.wait() {
+        End::PowerOff | End::Stopped => Ok(0),
+        End::Reset => Ok(RESET),
+        End::TripleFault => Ok(TRIPLE_FAULT),
+        End::Failed(reason) => Err(anyhow::anyhow!("the VM cannot go on: {reason}")),
+    }
+}

@@ -150,6 +150,7 @@ fn config(what: &str) -> VmConfig {
         boot: BootConfig {
             kernel: Resource::Path("/dev/null".into()),
             initrd: None,
+            image: None,
             cmdline: what.to_owned(),
         },
         cpus: 1,

@@ -52,6 +52,7 @@ fn resources(config: &mut VmConfig) -> Vec<(String, Use, &mut Resource)> {
     let mut add = |field: &str, to: Use, resource| all.push((field.to_owned(), to, resource));
     add("boot.kernel", Use::Read, &mut config.boot.kernel);
     for (field, to, optional) in [
+        ("boot.image", Use::Read, &mut config.boot.image),
         ("boot.initrd", Use::Read, &mut config.boot.initrd),
         ("kvm", Use::ReadWrite, &mut config.kvm),
         ("console_log", Use::Ring, &mut config.console_log),

@@ -10,6 +10,7 @@ fn config(kernel: &Path) -> VmConfig {
         boot: BootConfig {
             kernel: Resource::Path(kernel.into()),
             initrd: None,
+            image: None,
             cmdline: String::new(),
         },
         cpus: 1,

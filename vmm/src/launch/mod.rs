@@ -31,7 +31,6 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
-    path::Path,
     process::ExitStatus,
     sync::mpsc,
     thread,
@@ -155,15 +154,14 @@ impl Launch {
 /// its end.
 ///
 /// # Errors
-/// When the file is no configuration, and as [`Launch::spawn`].
-pub fn run_file(path: &Path) -> Result<ExitStatus, Error> {
-    let config = descriptors::read_config_file(path)?;
+/// As [`Launch::spawn`].
+pub fn run(config: &VmConfig) -> Result<ExitStatus, Error> {
     let program = fs::File::options()
         .read(true)
         .custom_flags(libc::O_PATH)
         .open("/proc/self/exe")
         .map_err(Error::Prepare)?;
-    let mut process = Launch::new(program.into()).spawn(&config)?;
+    let mut process = Launch::new(program.into()).spawn(config)?;
     process.wait().map_err(Error::Prepare)
 }
 

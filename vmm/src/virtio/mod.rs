@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+pub mod build;
 pub mod fs;
 pub mod queue;
 pub mod sources;
@@ -184,8 +185,10 @@ pub struct Active {
 
 /// Tells the driver that the configuration space changed.
 pub struct ConfigChange {
-    notify: Box<dyn Fn(&[u8]) + Send>,
+    notify: Notify,
 }
+
+type Notify = Box<dyn Fn(&[u8]) + Send>;
 
 impl ConfigChange {
     /// `notify` publishes the new contents and interrupts the driver.

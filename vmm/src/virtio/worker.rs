@@ -1,10 +1,10 @@
 //! The thread of a running device: waits for kicks and for the device's own
 //! descriptors, and calls the device. Dropping or stopping the [`Worker`]
-//! ends the thread and gives the device back.
+//! ends the thread.
 //!
 //! A kick takes this way: the guest's write to the notify page matches an
 //! ioeventfd, KVM signals the eventfd without leaving the kernel for long,
-//! [`run`] wakes, [`serve_queue`] calls [`VirtioDevice::handle_queue`].
+//! [`Loop::serve`] wakes, [`serve_queue`] calls [`VirtioDevice::handle_queue`].
 
 use std::{
     io,
@@ -17,68 +17,104 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
-use super::{Active, Error, Sources, VirtioDevice, sources::FIRST_WORKER_TOKEN};
+use super::{
+    Active, ActiveQueue, ConfigChange, Error, Memory, Sources, VirtioDevice,
+    sources::FIRST_WORKER_TOKEN,
+};
+use crate::{
+    counters::DeviceCounters,
+    jail::{self, ThreadKind},
+};
 
 const QUEUE_TOKEN: u64 = FIRST_WORKER_TOKEN;
 const CONTROL_TOKEN: u64 = u64::MAX;
 
-/// A device at work on its own thread.
+/// A device's thread, from its start to the device's removal. The thread
+/// sleeps until the driver is ready, so that nothing needs a new thread once
+/// the jail is shut.
 pub struct Worker {
     control: EventFd,
+    kicks: Vec<Arc<EventFd>>,
     messages: mpsc::Sender<Message>,
-    thread: Option<thread::JoinHandle<Box<dyn VirtioDevice>>>,
+    idle: Option<Idle>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
-enum Message {
-    Stop,
-    WriteConfig { offset: usize, data: Vec<u8> },
+/// What the thread is started with.
+struct Idle {
+    device: Box<dyn VirtioDevice>,
+    inbox: mpsc::Receiver<Message>,
 }
 
-/// What a worker is started with.
-pub struct Start {
-    /// The device.
-    pub device: Box<dyn VirtioDevice>,
-    /// What it works with, made by `active` on the worker's own epoll.
-    pub active: Box<dyn FnOnce(Sources) -> Active + Send>,
-    /// The kick of each queue, in the order of the queues.
-    pub kicks: Vec<Arc<EventFd>>,
-    /// Shuts the thread's jail; runs first on the new thread.
-    pub confine: Box<dyn FnOnce() -> io::Result<()> + Send>,
+/// What a driver that is ready gives the device to work with.
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: Memory,
+    /// The queues as the driver set them up.
+    pub queues: Vec<ActiveQueue>,
+    /// The features agreed on.
+    pub features: u64,
+    /// The device's counters.
+    pub counters: Arc<DeviceCounters>,
+    /// How to tell the driver of a changed configuration space.
+    pub config: ConfigChange,
     /// Told once when the device broke down, from the worker's thread.
     pub on_failure: Box<dyn FnOnce(&Error) + Send>,
 }
 
+enum Message {
+    Activate(Box<Activation>),
+    WriteConfig { offset: usize, data: Vec<u8> },
+    Reset { done: mpsc::SyncSender<()> },
+    Stop,
+}
+
 impl Worker {
-    /// Starts the thread, named after the device.
+    /// A worker without a thread yet; `kicks` are the queues' eventfds in their order.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new(device: Box<dyn VirtioDevice>, kicks: Vec<Arc<EventFd>>) -> io::Result<Self> {
+        let (messages, inbox) = mpsc::channel();
+        Ok(Self {
+            control: EventFd::new(EFD_NONBLOCK)?,
+            kicks,
+            messages,
+            idle: Some(Idle { device, inbox }),
+            thread: None,
+        })
+    }
+
+    /// Starts the thread, named after the device and confined as `kind`.
     ///
     /// # Errors
     /// When the kernel refuses a descriptor or a thread.
-    pub fn start(start: Start) -> io::Result<Self> {
-        let epoll = Arc::new(Epoll::new()?);
-        let control = EventFd::new(EFD_NONBLOCK)?;
-        let watch = |fd: &EventFd, token| {
-            let event = EpollEvent::new(EventSet::IN, token);
-            epoll.ctl(
-                ControlOperation::Add,
-                std::os::fd::AsRawFd::as_raw_fd(fd),
-                event,
-            )
+    pub fn start(&mut self, kind: ThreadKind) -> io::Result<()> {
+        let Some(Idle { device, inbox }) = self.idle.take() else {
+            return Ok(());
         };
-        watch(&control, CONTROL_TOKEN)?;
-        for (index, kick) in start.kicks.iter().enumerate() {
-            watch(kick, QUEUE_TOKEN + index as u64)?;
-        }
-        let (messages, inbox) = mpsc::channel();
-        let wakeup = control.try_clone()?;
+        let control = self.control.try_clone()?;
+        let kicks = self.kicks.clone();
         let thread = thread::Builder::new()
-            .name(format!("virtio-{}", start.device.kind().name()))
+            .name(format!("virtio-{}", device.kind().name()))
             .stack_size(256 * 1024)
-            .spawn(move || run(start, &epoll, &wakeup, &inbox))?;
-        Ok(Self {
-            control,
-            messages,
-            thread: Some(thread),
-        })
+            .spawn(move || {
+                let confined = jail::confine(kind);
+                Loop {
+                    device,
+                    inbox,
+                    kicks,
+                    control,
+                }
+                .run(confined);
+            })?;
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    /// Lets the device work. Does not wait for it.
+    pub fn activate(&self, activation: Activation) {
+        self.send(Message::Activate(Box::new(activation)));
     }
 
     /// Passes a write of the driver to the configuration space on.
@@ -86,16 +122,20 @@ impl Worker {
         self.send(Message::WriteConfig { offset, data });
     }
 
-    /// Ends the thread and takes the device back, not yet reset.
-    ///
-    /// `None` when the device panicked, which is a bug of ours.
-    pub fn stop(mut self) -> Option<Box<dyn VirtioDevice>> {
-        self.end()
+    /// Stops and resets the device; when this returns it touches the guest's memory no more.
+    pub fn reset(&self) {
+        if self.thread.is_none() {
+            return;
+        }
+        let (done, wait) = mpsc::sync_channel(1);
+        self.send(Message::Reset { done });
+        // An error means that the thread is gone, and with it the device.
+        let _ = wait.recv();
     }
 
-    fn end(&mut self) -> Option<Box<dyn VirtioDevice>> {
-        self.send(Message::Stop);
-        self.thread.take()?.join().ok()
+    /// The queues' eventfds.
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
     }
 
     fn send(&self, message: Message) {
@@ -107,95 +147,168 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.end();
+        if let Some(thread) = self.thread.take() {
+            self.send(Message::Stop);
+            let _ = thread.join();
         }
     }
 }
 
-fn run(
-    start: Start,
-    epoll: &Arc<Epoll>,
-    wakeup: &EventFd,
-    inbox: &mpsc::Receiver<Message>,
-) -> Box<dyn VirtioDevice> {
-    let Start {
-        mut device,
-        active,
-        kicks,
-        confine,
-        on_failure,
-    } = start;
-    let mut active = active(Sources::new(Arc::clone(epoll)));
-    let outcome = confine()
-        .map_err(|source| Error::Host {
-            what: "confine the device's thread",
-            source,
-        })
-        .and_then(|()| device.activate(&mut active))
-        .and_then(|()| serve(device.as_mut(), &mut active, &kicks, epoll, wakeup, inbox));
-    if let Err(error) = outcome {
-        on_failure(&error);
-        wait_for_stop(inbox);
-    }
-    device
+fn watch(epoll: &Epoll, fd: &EventFd, token: u64) -> io::Result<()> {
+    let event = EpollEvent::new(EventSet::IN, token);
+    epoll.ctl(
+        ControlOperation::Add,
+        std::os::fd::AsRawFd::as_raw_fd(fd),
+        event,
+    )
 }
 
-/// A broken device sleeps until it is stopped.
-fn wait_for_stop(inbox: &mpsc::Receiver<Message>) {
-    while let Ok(message) = inbox.recv() {
-        if matches!(message, Message::Stop) {
-            return;
-        }
-    }
+/// The thread's state.
+struct Loop {
+    device: Box<dyn VirtioDevice>,
+    inbox: mpsc::Receiver<Message>,
+    kicks: Vec<Arc<EventFd>>,
+    control: EventFd,
 }
 
-fn serve(
-    device: &mut dyn VirtioDevice,
-    active: &mut Active,
-    kicks: &[Arc<EventFd>],
-    epoll: &Epoll,
-    wakeup: &EventFd,
-    inbox: &mpsc::Receiver<Message>,
-) -> Result<(), Error> {
-    // What the driver put into its queues before the thread ran.
-    for index in 0..kicks.len() {
-        serve_queue(device, active, index)?;
-    }
-    let mut events = [EpollEvent::default(); 32];
-    loop {
-        let ready = match epoll.wait(-1, &mut events) {
-            Ok(ready) => ready,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => {
-                return Err(Error::Host {
-                    what: "wait for events",
-                    source,
-                });
-            }
-        };
-        for event in &events[..ready] {
-            match event.data() {
-                CONTROL_TOKEN => {
-                    let _ = wakeup.read();
-                    for message in inbox.try_iter() {
-                        match message {
-                            Message::Stop => return Ok(()),
-                            Message::WriteConfig { offset, data } => {
-                                device.write_config(offset, &data, active);
-                            }
-                        }
+/// Why a device that worked does so no more.
+enum Ended {
+    Reset(mpsc::SyncSender<()>),
+    Stop,
+}
+
+impl Loop {
+    fn run(mut self, confined: io::Result<()>) {
+        let mut confined = confined;
+        while let Ok(message) = self.inbox.recv() {
+            match message {
+                Message::Activate(activation) => {
+                    let confined = std::mem::replace(&mut confined, Ok(()));
+                    match self.work(*activation, confined) {
+                        Ended::Reset(done) => self.reset(&done),
+                        Ended::Stop => return,
                     }
                 }
-                token if token >= QUEUE_TOKEN => {
-                    let index = (token - QUEUE_TOKEN) as usize;
-                    let _ = kicks[index].read();
-                    active.counters.kicks.add(1);
-                    serve_queue(device, active, index)?;
-                }
-                token => device.handle_source(token, event.event_set(), active)?,
+                Message::Reset { done } => self.reset(&done),
+                Message::Stop => return,
+                Message::WriteConfig { .. } => {}
             }
         }
+    }
+
+    fn reset(&mut self, done: &mpsc::SyncSender<()>) {
+        self.device.reset();
+        // Whoever waited may have gone.
+        let _ = done.send(());
+    }
+
+    /// Works until the driver or the VM ends it; a device that broke down sleeps till then.
+    fn work(&mut self, activation: Activation, confined: io::Result<()>) -> Ended {
+        let Activation {
+            memory,
+            queues,
+            features,
+            counters,
+            config,
+            on_failure,
+        } = activation;
+        let host = |what| move |source| Error::Host { what, source };
+        let worked = confined
+            .map_err(host("confine the device's thread"))
+            .and_then(|()| self.epoll().map_err(host("listen to the queues")))
+            .and_then(|epoll| {
+                let sources = Sources::new(Arc::clone(&epoll));
+                let mut active = Active {
+                    memory,
+                    queues,
+                    features,
+                    sources,
+                    counters,
+                    config,
+                };
+                self.device.activate(&mut active)?;
+                self.serve(&mut active, &epoll)
+            });
+        match worked {
+            Ok(ended) => ended,
+            Err(error) => {
+                on_failure(&error);
+                self.sleep()
+            }
+        }
+    }
+
+    /// A fresh set of descriptors for each activation: what an earlier one left is gone.
+    fn epoll(&self) -> io::Result<Arc<Epoll>> {
+        let epoll = Epoll::new()?;
+        watch(&epoll, &self.control, CONTROL_TOKEN)?;
+        for (index, kick) in self.kicks.iter().enumerate() {
+            watch(&epoll, kick, QUEUE_TOKEN + index as u64)?;
+        }
+        Ok(Arc::new(epoll))
+    }
+
+    fn sleep(&self) -> Ended {
+        loop {
+            match self.inbox.recv() {
+                Ok(Message::Reset { done }) => return Ended::Reset(done),
+                Ok(Message::Stop) | Err(_) => return Ended::Stop,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn serve(&mut self, active: &mut Active, epoll: &Epoll) -> Result<Ended, Error> {
+        // What the driver put into its queues before the thread ran.
+        for index in 0..self.kicks.len() {
+            serve_queue(self.device.as_mut(), active, index)?;
+        }
+        let mut events = [EpollEvent::default(); 32];
+        loop {
+            let ready = match epoll.wait(-1, &mut events) {
+                Ok(ready) => ready,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => {
+                    return Err(Error::Host {
+                        what: "wait for events",
+                        source,
+                    });
+                }
+            };
+            for event in &events[..ready] {
+                match event.data() {
+                    CONTROL_TOKEN => {
+                        if let Some(ended) = self.read_inbox(active) {
+                            return Ok(ended);
+                        }
+                    }
+                    token if token >= QUEUE_TOKEN => {
+                        let index = (token - QUEUE_TOKEN) as usize;
+                        let _ = self.kicks[index].read();
+                        active.counters.kicks.add(1);
+                        serve_queue(self.device.as_mut(), active, index)?;
+                    }
+                    token => self
+                        .device
+                        .handle_source(token, event.event_set(), active)?,
+                }
+            }
+        }
+    }
+
+    fn read_inbox(&mut self, active: &mut Active) -> Option<Ended> {
+        let _ = self.control.read();
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Message::Stop => return Some(Ended::Stop),
+                Message::Reset { done } => return Some(Ended::Reset(done)),
+                Message::WriteConfig { offset, data } => {
+                    self.device.write_config(offset, &data, active);
+                }
+                Message::Activate(_) => {}
+            }
+        }
+        None
     }
 }
 

@@ -1,0 +1,262 @@
+//! The state that a processor starts in: 64-bit mode with the first gigabyte
+//! identity mapped, as the 64-bit boot protocol wants it.
+
+use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{boot::Entry, layout};
+use crate::virtio::Memory;
+
+/// Why a processor cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM refuses.
+    #[error("kvm refuses to {what} of cpu {cpu}")]
+    Kvm {
+        /// What was being tried.
+        what: &'static str,
+        /// The processor's number.
+        cpu: u8,
+        /// Why.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// KVM took some of the model-specific registers only.
+    #[error("kvm refuses model-specific register {register:#x} of cpu {cpu}")]
+    Msr {
+        /// The register.
+        register: u32,
+        /// The processor's number.
+        cpu: u8,
+    },
+    /// GDT or page tables do not fit.
+    #[error("cannot write the page tables of the guest's first processor")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+}
+
+/// Sets up what every processor needs; the kernel starts the others itself.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn set_up(vcpu: &VcpuFd, cpu: u8, cpus: u8, supported: &CpuId) -> Result<(), Error> {
+    let kvm = |what| move |source| Error::Kvm { what, cpu, source };
+    vcpu.set_cpuid2(&cpuid(supported, cpu, cpus))
+        .map_err(kvm("set the CPUID"))?;
+    let msrs = boot_msrs();
+    let done = vcpu
+        .set_msrs(&msrs)
+        .map_err(kvm("set the model-specific registers"))?;
+    if let Some(refused) = msrs.as_slice().get(done) {
+        return Err(Error::Msr {
+            register: refused.index,
+            cpu,
+        });
+    }
+    Ok(())
+}
+
+/// Points the first processor at the kernel.
+///
+/// # Errors
+/// When KVM refuses or the page tables do not fit into memory.
+pub fn set_entry(vcpu: &VcpuFd, memory: &Memory, entry: Entry) -> Result<(), Error> {
+    let kvm = |what| {
+        move |source| Error::Kvm {
+            what,
+            cpu: 0,
+            source,
+        }
+    };
+    write_page_tables(memory)?;
+    write_gdt(memory)?;
+    let mut sregs = vcpu.get_sregs().map_err(kvm("read the system registers"))?;
+    enter_long_mode(&mut sregs);
+    vcpu.set_sregs(&sregs)
+        .map_err(kvm("set the system registers"))?;
+    let regs = kvm_regs {
+        rflags: 2,
+        rip: entry.rip,
+        rsi: entry.boot_params,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(kvm("set the registers"))?;
+    let fpu = kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    };
+    vcpu.set_fpu(&fpu)
+        .map_err(kvm("set the floating point registers"))
+}
+
+/// What the guest's processors say of themselves: what KVM supports, with
+/// their own numbers and the TSC deadline timer, without which the kernel
+/// spends 216 M instructions on calibrating its timer.
+fn cpuid(supported: &CpuId, cpu: u8, cpus: u8) -> CpuId {
+    const TSC_DEADLINE: u32 = 1 << 24;
+    const HYPERVISOR: u32 = 1 << 31;
+    const HYPER_THREADING: u32 = 1 << 28;
+    let mut cpuid = supported.clone();
+    for entry in cpuid.as_mut_slice() {
+        match entry.function {
+            0x1 => {
+                entry.ebx =
+                    (entry.ebx & 0x0000_ffff) | u32::from(cpu) << 24 | u32::from(cpus) << 16;
+                entry.ecx |= TSC_DEADLINE | HYPERVISOR;
+                if cpus > 1 {
+                    entry.edx |= HYPER_THREADING;
+                } else {
+                    entry.edx &= !HYPER_THREADING;
+                }
+            }
+            // Cores share nothing: each is a package's core with its own caches.
+            0x4 => entry.eax = entry.eax & 0x0000_3fff | (u32::from(cpus) - 1) << 26,
+            0xb | 0x1f => topology_level(entry, cpu, cpus),
+            0x8000_0008 => {
+                entry.ecx =
+                    (entry.ecx & !0xf0ff) | (u32::from(cpus) - 1) | (apic_id_bits(cpus) << 12);
+            }
+            0x8000_001e => {
+                entry.eax = u32::from(cpu);
+                entry.ebx = u32::from(cpu);
+                entry.ecx = 0;
+            }
+            _ => {}
+        }
+    }
+    cpuid
+}
+
+/// Leaves 0xB and 0x1F (Intel SDM, CPUID): one thread a core, all cores in one package.
+fn topology_level(entry: &mut kvm_bindings::kvm_cpuid_entry2, cpu: u8, cpus: u8) {
+    const THREADS: u32 = 1 << 8;
+    const CORES: u32 = 2 << 8;
+    (entry.eax, entry.ebx, entry.ecx) = match entry.index {
+        0 => (0, 1, THREADS),
+        1 => (apic_id_bits(cpus), u32::from(cpus), CORES | 1),
+        index => (0, 0, index),
+    };
+    entry.edx = u32::from(cpu);
+}
+
+fn apic_id_bits(cpus: u8) -> u32 {
+    u32::from(cpus).next_power_of_two().trailing_zeros()
+}
+
+fn boot_msrs() -> Msrs {
+    const IA32_MISC_ENABLE: u32 = 0x1a0;
+    const FAST_STRING: u64 = 1;
+    const MTRR_DEF_TYPE: u32 = 0x2ff;
+    const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    Msrs::from_entries(&[
+        entry(IA32_MISC_ENABLE, FAST_STRING),
+        entry(MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
+    ])
+    .expect("two entries are few")
+}
+
+fn enter_long_mode(sregs: &mut kvm_sregs) {
+    const CR0_PE: u64 = 1;
+    const CR0_ET: u64 = 1 << 4;
+    const CR0_PG: u64 = 1 << 31;
+    const CR4_PAE: u64 = 1 << 5;
+    const EFER_LME: u64 = 1 << 8;
+    const EFER_LMA: u64 = 1 << 10;
+    sregs.gdt.base = layout::GDT;
+    sregs.gdt.limit = (8 * GDT_ENTRIES.len() - 1) as u16;
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    // boot.rst: code at selector 0x10, data at 0x18.
+    sregs.cs = segment(0x10, 0xb, true);
+    let data = segment(0x18, 0x3, false);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment {
+        limit: 0xffff,
+        selector: 0x20,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
+    sregs.cr3 = layout::PAGE_TABLES;
+    sregs.cr4 |= CR4_PAE;
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
+    sregs.efer |= EFER_LME | EFER_LMA;
+}
+
+fn segment(selector: u16, kind: u8, code: bool) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_: kind,
+        present: 1,
+        dpl: 0,
+        db: u8::from(!code),
+        s: 1,
+        l: u8::from(code),
+        g: 1,
+        ..Default::default()
+    }
+}
+
+/// Null, unused, 64-bit code, data, and two for the task state.
+const GDT_ENTRIES: [u64; 6] = [
+    0,
+    0,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x008f_8b00_0000_ffff,
+    0,
+];
+
+fn write_gdt(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError> {
+    for (i, entry) in GDT_ENTRIES.iter().enumerate() {
+        memory.write_obj(*entry, GuestAddress(layout::GDT + 8 * i as u64))?;
+    }
+    Ok(())
+}
+
+/// Maps the first GiB onto itself with pages of 2 MiB.
+fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError> {
+    const PRESENT_WRITABLE: u64 = 3;
+    const LARGE: u64 = 1 << 7;
+    let (pml4, pdpt, pd) = (
+        layout::PAGE_TABLES,
+        layout::PAGE_TABLES + 0x1000,
+        layout::PAGE_TABLES + 0x2000,
+    );
+    memory.write_obj(pdpt | PRESENT_WRITABLE, GuestAddress(pml4))?;
+    memory.write_obj(pd | PRESENT_WRITABLE, GuestAddress(pdpt))?;
+    let entries: Vec<u8> = (0..512u64)
+        .flat_map(|i| ((i << 21) | PRESENT_WRITABLE | LARGE).to_le_bytes())
+        .collect();
+    memory.write_slice(&entries, GuestAddress(pd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_processor_says_its_own_number() {
+        let leaf = kvm_bindings::kvm_cpuid_entry2 {
+            function: 1,
+            ..Default::default()
+        };
+        let supported = CpuId::from_entries(&[leaf]).unwrap();
+        let cpuid = cpuid(&supported, 5, 8);
+        assert_eq!(cpuid.as_slice()[0].ebx >> 24, 5);
+        assert_eq!(cpuid.as_slice()[0].ebx >> 16 & 0xff, 8);
+    }
+
+    #[test]
+    fn the_apic_id_has_as_many_bits_as_it_needs() {
+        assert_eq!([1, 2, 3, 32].map(apic_id_bits), [0, 1, 2, 5]);
+    }
+}

@@ -1,0 +1,6 @@
+//! x86_64: how a guest is laid out and how its processors start.
+
+pub mod acpi;
+pub mod boot;
+pub mod cpu;
+pub mod layout;

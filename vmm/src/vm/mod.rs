@@ -1,0 +1,372 @@
+//! The virtual machine: [`Vm::new`] is the recipe, a line per step;
+//! [`Vm::run`] lets it live until the guest or the host ends it.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc},
+};
+
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::MmapRegion;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub mod interrupts;
+pub mod memory;
+pub mod serial;
+mod sys;
+pub mod trace;
+pub mod vcpu;
+
+use self::{
+    interrupts::Interrupts,
+    memory::Image,
+    serial::Serial,
+    sys::{Backing, add_memory},
+    trace::Trace,
+    vcpu::{Gate, Machine, Vcpus},
+};
+use crate::{
+    arch::x86_64::{boot, cpu, layout},
+    config::VmConfig,
+    counters::ExitCounters,
+    descriptors::{self, Descriptors},
+    pci::Bus,
+    virtio::{Memory, VirtioDevice, build},
+};
+
+/// Why a VM cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM refuses something.
+    #[error("kvm refuses to {what}")]
+    Kvm {
+        /// What was being tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The number of processors is out of bounds.
+    #[error("cpus is {0}: a guest has 1 to 32 cpus")]
+    Cpus(u8),
+    /// The memory of the guest or of an image.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// Kernel, initramfs or command line.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// A processor.
+    #[error(transparent)]
+    Cpu(#[from] cpu::Error),
+    /// A resource of the configuration.
+    #[error(transparent)]
+    Descriptor(#[from] descriptors::Error),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] build::Error),
+    /// A device cannot be put on the bus.
+    #[error("cannot put the {device} device on the pci bus")]
+    Bus {
+        /// Its kind.
+        device: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start the threads of the vm")]
+    Threads(#[source] io::Error),
+    /// The kernel's log ring has an impossible size.
+    #[error("console_log has {0} bytes: it must be a power of two of 8 KiB to 16 MiB")]
+    ConsoleLog(u64),
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest's processor gave up: what a kernel without a way to reset does.
+    TripleFault,
+    /// The host asked for it.
+    Stopped,
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// A microVM.
+pub struct Vm {
+    // Dropped in this order: no processor runs when the devices go, no memslot is left when the
+    // memory goes.
+    vcpus: Option<Vcpus>,
+    idle_vcpus: Vec<VcpuFd>,
+    machine: Arc<Machine>,
+    end: mpsc::Receiver<End>,
+    trace: Trace,
+    _vm: Arc<VmFd>,
+    _images: Vec<Image>,
+    _console_log: Option<MmapRegion>,
+    _memory: Memory,
+}
+
+impl Vm {
+    /// Makes a VM from its configuration, ready to run.
+    ///
+    /// # Errors
+    /// When KVM, the kernel image or a resource is not what it should be.
+    pub fn new(config: &VmConfig, descriptors: &mut Descriptors) -> Result<Self, Error> {
+        let mut trace = Trace::start();
+        let (kvm, vm) = open_kvm(config, descriptors)?;
+        let vm = Arc::new(vm);
+        let memory = memory::guest_ram(config.memory_mib)?;
+        let slot = memslot(&vm, 0, &Backing::Ram(&memory))?;
+        trace.mark("kvm and memory made");
+
+        let console_log = open_console_log(config, descriptors)?;
+        let slot = match &console_log {
+            Some(log) => memslot(&vm, slot, &Backing::Shared(log, layout::CONSOLE_LOG))?,
+            None => slot,
+        };
+        let (images, slot) = map_images(config, descriptors, &vm, slot)?;
+        let entry = load_kernel(config, descriptors, &memory, console_log.as_ref(), &images)?;
+        trace.mark("kernel loaded");
+
+        let vcpus = make_vcpus(&kvm, &vm, config.cpus, &memory, entry)?;
+        trace.mark("vcpus made");
+
+        let interrupts = Interrupts::new(Arc::clone(&vm));
+        let bus = Bus::new(config.devices.len(), memory.clone(), interrupts)?;
+        memslot(&vm, slot, &Backing::Bus(&bus))?;
+        let serial = match &config.serial {
+            Some(output) => Some(Serial::new(File::from(descriptors.take("serial", output)?))),
+            None => None,
+        };
+        let (tell_end, end) = mpsc::sync_channel(1);
+        let machine = Arc::new(Machine {
+            bus: bus.into(),
+            serial: serial.map(Into::into),
+            exits: ExitCounters::default(),
+            gate: Gate::default(),
+            end: tell_end,
+            ended: EventFd::new(EFD_NONBLOCK).map_err(Error::Threads)?,
+        });
+        let mut this = Self {
+            vcpus: None,
+            idle_vcpus: vcpus,
+            machine,
+            end,
+            trace,
+            _vm: vm,
+            _images: images.into_iter().map(|(image, _)| image).collect(),
+            _console_log: console_log,
+            _memory: memory,
+        };
+        for device in &config.devices {
+            let device = build::build(device, descriptors, &this._memory)?;
+            this.add(device)?;
+        }
+        this.trace.mark("devices made");
+        Ok(this)
+    }
+
+    /// Puts a device on the bus.
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<u8, Error> {
+        let name = device.kind().name();
+        let bus = |source| Error::Bus {
+            device: name,
+            source,
+        };
+        self.machine.bus().add(device).map_err(bus)
+    }
+
+    /// Starts the processors and the devices' threads.
+    ///
+    /// # Errors
+    /// When the kernel refuses a thread.
+    pub fn start(&mut self) -> Result<(), Error> {
+        let vcpus = std::mem::take(&mut self.idle_vcpus);
+        self.trace.mark("guest entered");
+        // The guest needs its devices only after its kernel is up.
+        self.vcpus = Some(Vcpus::start(vcpus, &self.machine).map_err(Error::Threads)?);
+        let slots: Vec<u8> = self
+            .machine
+            .bus()
+            .devices()
+            .map(|device| device.slot())
+            .collect();
+        for slot in slots {
+            self.machine.bus().start(slot).map_err(Error::Threads)?;
+        }
+        Ok(())
+    }
+
+    /// What the processors' exits reach, for counters and control.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// When the steps of the start were done.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// The running processors.
+    pub fn vcpus(&self) -> Option<&Vcpus> {
+        self.vcpus.as_ref()
+    }
+
+    /// Signalled when the VM has ended.
+    pub fn ended(&self) -> &EventFd {
+        &self.machine.ended
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> End {
+        // The machine that sends lives as long as this.
+        self.end.recv().unwrap_or(End::Stopped)
+    }
+}
+
+fn open_kvm(config: &VmConfig, descriptors: &mut Descriptors) -> Result<(Kvm, VmFd), Error> {
+    let kvm = match &config.kvm {
+        Some(resource) => sys::kvm_from(descriptors.take("kvm", resource)?),
+        None => Kvm::new().map_err(|source| Error::Kvm {
+            what: "open",
+            source: source.into(),
+        })?,
+    };
+    let refused = |what| {
+        move |source: kvm_ioctls::Error| Error::Kvm {
+            what,
+            source: source.into(),
+        }
+    };
+    let vm = kvm.create_vm().map_err(refused("create a vm"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(refused("set the tss address"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(refused("set the identity map address"))?;
+    vm.create_irq_chip()
+        .map_err(refused("create an interrupt controller"))?;
+    Ok((kvm, vm))
+}
+
+fn memslot(vm: &VmFd, first: u32, backing: &Backing<'_>) -> Result<u32, Error> {
+    add_memory(vm, first, backing).map_err(|source| Error::Kvm {
+        what: "map memory into the guest",
+        source,
+    })
+}
+
+fn open_console_log(
+    config: &VmConfig,
+    descriptors: &mut Descriptors,
+) -> Result<Option<MmapRegion>, Error> {
+    let Some(resource) = &config.console_log else {
+        return Ok(None);
+    };
+    let file = File::from(descriptors.take("console_log", resource)?);
+    let bytes = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    if !bytes.is_power_of_two() || !(8 << 10..=layout::CONSOLE_LOG_MAX).contains(&bytes) {
+        return Err(Error::ConsoleLog(bytes));
+    }
+    Ok(Some(memory::map_shared(
+        "the kernel's log ring",
+        OwnedFd::from(file),
+        bytes,
+    )?))
+}
+
+type Images = Vec<(Image, u64)>;
+
+/// Maps the root image, the first to be found by the guest.
+fn map_images(
+    config: &VmConfig,
+    descriptors: &mut Descriptors,
+    vm: &VmFd,
+    first_slot: u32,
+) -> Result<(Images, u32), Error> {
+    let Some(resource) = &config.boot.image else {
+        return Ok((Vec::new(), first_slot));
+    };
+    let image = Image::map(descriptors.take("boot.image", resource)?, true)?;
+    let at = layout::images_start(config.memory_mib << 20);
+    let slot = memslot(vm, first_slot, &Backing::Image(&image, at))?;
+    Ok((vec![(image, at)], slot))
+}
+
+fn load_kernel(
+    config: &VmConfig,
+    descriptors: &mut Descriptors,
+    memory: &Memory,
+    console_log: Option<&MmapRegion>,
+    images: &Images,
+) -> Result<boot::Entry, Error> {
+    let mut kernel = File::from(descriptors.take("boot.kernel", &config.boot.kernel)?);
+    let mut initrd = match &config.boot.initrd {
+        Some(resource) => Some(File::from(descriptors.take("boot.initrd", resource)?)),
+        None => None,
+    };
+    let mut cmdline = config.boot.cmdline.clone();
+    if let Some(log) = console_log {
+        cmdline.push_str(&ramoops(log.size()));
+    }
+    let seed = sys::random().map_err(|source| Error::Kvm {
+        what: "go on without the host's random numbers",
+        source,
+    })?;
+    let boot = boot::Boot {
+        kernel: &mut kernel,
+        initrd: initrd.as_mut(),
+        cmdline: &cmdline,
+        cpus: config.cpus,
+        ram_bytes: config.memory_mib << 20,
+        image: images.first().map(|(image, at)| (*at, image.len())),
+        seed,
+    };
+    Ok(boot::load(memory, boot)?)
+}
+
+/// Tells the kernel to keep its log in the ring, all of it for the console.
+fn ramoops(bytes: usize) -> String {
+    format!(
+        " ramoops.mem_address={:#x} ramoops.mem_size={bytes:#x} ramoops.console_size={bytes:#x} \
+         ramoops.record_size=0 ramoops.ftrace_size=0 ramoops.pmsg_size=0 ramoops.mem_type=2",
+        layout::CONSOLE_LOG
+    )
+}
+
+fn make_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    cpus: u8,
+    memory: &Memory,
+    entry: boot::Entry,
+) -> Result<Vec<VcpuFd>, Error> {
+    if !(1..=32).contains(&cpus) {
+        return Err(Error::Cpus(cpus));
+    }
+    let refused = |what| {
+        move |source: kvm_ioctls::Error| Error::Kvm {
+            what,
+            source: source.into(),
+        }
+    };
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("tell what it supports"))?;
+    let mut vcpus = Vec::new();
+    for number in 0..cpus {
+        let vcpu = vm
+            .create_vcpu(u64::from(number))
+            .map_err(refused("create a vcpu"))?;
+        cpu::set_up(&vcpu, number, cpus, &supported)?;
+        vcpus.push(vcpu);
+    }
+    cpu::set_entry(&vcpus[0], memory, entry)?;
+    Ok(vcpus)
+}
