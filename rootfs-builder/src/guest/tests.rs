@@ -1,10 +1,9 @@
 //! The guest image as a whole: reproducible, complete, and read back by other programs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rootfs_builder::guest;
+use super::*;
 use tempfile::TempDir;
 
 /// A directory with a file that stands for the agent.
@@ -26,13 +25,13 @@ impl Bench {
 
     fn erofs(&self, name: &str) -> PathBuf {
         let image = self.path(name);
-        guest::write_erofs(&self.path("agent"), &image).unwrap();
+        write_erofs(&self.path("agent"), &image).unwrap();
         image
     }
 
     fn cpio(&self, name: &str) -> PathBuf {
         let archive = self.path(name);
-        guest::write_cpio(&self.path("agent"), &archive).unwrap();
+        write_cpio(&self.path("agent"), &archive).unwrap();
         archive
     }
 }
@@ -121,7 +120,7 @@ fn the_initramfs_holds_the_agent_and_the_directories_it_needs() {
 fn a_missing_agent_is_named_and_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("guest.img");
-    let error = guest::write_erofs(&dir.path().join("agent"), &image).unwrap_err();
+    let error = write_erofs(&dir.path().join("agent"), &image).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("no agent at {}", dir.path().join("agent").display())
@@ -133,7 +132,7 @@ fn a_missing_agent_is_named_and_nothing_is_left() {
 fn an_image_that_cannot_be_written_is_named_with_the_reason() {
     let bench = Bench::new();
     let image = bench.path("missing/guest.img");
-    let error = guest::write_erofs(&bench.path("agent"), &image).unwrap_err();
+    let error = write_erofs(&bench.path("agent"), &image).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("missing/guest.img"), "{cause}");
 }

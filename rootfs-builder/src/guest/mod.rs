@@ -82,3 +82,6 @@ pub fn write_erofs(agent: &Path, image: &Path) -> Result<(), Error> {
 pub fn write_cpio(agent: &Path, archive: &Path) -> Result<(), Error> {
     Ok(cpio::write(&tree(agent)?, archive)?)
 }
+
+#[cfg(test)]
+mod tests;
