@@ -35,6 +35,13 @@ impl Place {
         })
     }
 
+    /// Says in one line that `what` runs in the lab, if it does.
+    pub(crate) fn announce(&self, what: &str) {
+        if let Self::Lab { .. } = self {
+            println!("xtask: this host's KVM cannot run guests, so {what} run in the lab machine");
+        }
+    }
+
     /// A command that runs `program` at this place, with `options` for the lab machine.
     pub(crate) fn command(&self, options: &[&str], program: impl AsRef<OsStr>) -> Command {
         match self {

@@ -3,8 +3,10 @@
 //! Each verb is one module; what they share is [`project::Project`] (where things are) and
 //! [`process`] (running other programs).
 
+mod bench;
 mod build;
 mod check;
+mod demo;
 mod image;
 mod kernel;
 mod lab;
@@ -30,6 +32,10 @@ enum Verb {
     Image,
     /// Unit and doc tests on this host, system tests on KVM (this host's or the lab's)
     Test(test::Options),
+    /// Figures beside those of the peers: a table and target/bench/results.json
+    Bench,
+    /// A Debian container in its own virtual machine, and where its start spent the time
+    Demo,
     /// Formatting, lints, and licences if cargo-deny is installed
     Check,
 }
@@ -46,6 +52,8 @@ fn main() -> anyhow::Result<()> {
         }
         Verb::Image => image::install(&project),
         Verb::Test(options) => test::all(&project, &options),
+        Verb::Bench => bench::all(&project),
+        Verb::Demo => demo::show(&project),
         Verb::Check => check::all(&project),
     }
 }

@@ -20,12 +20,12 @@ const SYSTEM_TESTS: &str = "system-tests";
 /// Seconds for all system tests together in the lab.
 const LAB_TIMEOUT_S: &str = "1500";
 
-/// Runs each test program in turn, the rest after a failure too, and fails if one did.
-const RUN_EACH: &str = r#"
+/// Runs each program in turn, its tests one by one, the rest after a failure too, and fails if one did.
+pub(crate) const RUN_EACH: &str = r#"
 failed=
-for test; do
-    echo "     Running $test"
-    "$test" --test-threads=1 || failed="$failed ${test##*/}"
+for program; do
+    echo "     Running $program"
+    RUST_TEST_THREADS=1 "$program" || failed="$failed ${program##*/}"
 done
 [ -z "$failed" ] || { echo "error: failed:$failed" >&2; exit 1; }
 "#;
@@ -69,9 +69,7 @@ fn system(project: &Project) -> Result<()> {
         bail!("package {SYSTEM_TESTS} has no tests");
     }
     let place = Place::find(project)?;
-    if let Place::Lab { .. } = place {
-        println!("xtask: KVM of this host cannot run guests; system tests run in the lab machine");
-    }
+    place.announce("the system tests");
     run(place
         .command(&["--timeout", LAB_TIMEOUT_S, "--disk", "4G"], "sh")
         .args(["-c", RUN_EACH, "sh"])
@@ -80,13 +78,13 @@ fn system(project: &Project) -> Result<()> {
         .env("BULKHEAD_PREFIX", project.prefix()))
 }
 
-/// Compiles the system tests and returns the programs of one kind (`test` or `bench`).
-fn executables(project: &Project, kind: &str) -> Result<Vec<PathBuf>> {
+/// Compiles the system tests' programs of one kind (`test` or `bench`) and returns where they are.
+pub(crate) fn executables(project: &Project, kind: &str) -> Result<Vec<PathBuf>> {
     let messages = output(cargo().current_dir(&project.root).args([
         "test",
         "--package",
         SYSTEM_TESTS,
-        "--test",
+        &format!("--{kind}"),
         "*",
         "--no-run",
         "--message-format=json-render-diagnostics",
