@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+pub mod blk;
 pub mod build;
 pub mod fs;
+pub mod pmem;
 pub mod queue;
 pub mod sources;
 #[cfg(test)]
