@@ -15,9 +15,11 @@ pub mod build;
 pub mod fs;
 pub mod pmem;
 pub mod queue;
+pub mod slices;
 pub mod sources;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 pub mod worker;
 
 pub use queue::ActiveQueue;

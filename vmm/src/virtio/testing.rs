@@ -30,9 +30,10 @@ pub(crate) enum Buffer<'a> {
     In(usize),
 }
 
-/// A chain that was offered: its head and where its writable bytes lie.
+/// A chain that was offered: its head and where its bytes lie.
 pub(crate) struct Chain {
     pub(crate) head: u16,
+    outs: Vec<(GuestAddress, usize)>,
     rooms: Vec<(GuestAddress, usize)>,
 }
 
@@ -105,14 +106,14 @@ impl<D: VirtioDevice> Rig<D> {
     /// Offers a chain on `queue` without kicking. Descriptors are used in turn
     /// and never freed: up to 64 may be on offer at once.
     pub(crate) fn offer(&mut self, queue: usize, buffers: &[Buffer<'_>]) -> Chain {
-        let base = queue as u64 * QUEUE_SPAN;
-        let mut rooms = Vec::new();
+        let (mut outs, mut rooms) = (Vec::new(), Vec::new());
         let head = self.drivers[queue].next_descriptor % QUEUE_SIZE;
         for (i, buffer) in buffers.iter().enumerate() {
             let address = GuestAddress(self.next_data);
             let (len, mut flags) = match buffer {
                 Buffer::Out(bytes) => {
                     self.active.memory.write_slice(bytes, address).unwrap();
+                    outs.push((address, bytes.len()));
                     (bytes.len(), 0)
                 }
                 Buffer::In(len) => {
@@ -139,19 +140,38 @@ impl<D: VirtioDevice> Rig<D> {
             );
         }
         let driver = &mut self.drivers[queue];
-        driver.next_descriptor += buffers.len() as u16;
+        driver.next_descriptor = driver.next_descriptor.wrapping_add(buffers.len() as u16);
+        let chain = Chain { head, outs, rooms };
+        self.offer_again(queue, &chain);
+        chain
+    }
+
+    /// Offers a chain that the device gave back once more. Its descriptors must not have been
+    /// used for another one since.
+    pub(crate) fn offer_again(&mut self, queue: usize, chain: &Chain) {
+        let base = queue as u64 * QUEUE_SPAN;
+        let driver = &mut self.drivers[queue];
         let ring = base + 0x1000 + 4 + 2 * u64::from(driver.avail_index % QUEUE_SIZE);
         driver.avail_index = driver.avail_index.wrapping_add(1);
         let index = driver.avail_index;
         self.active
             .memory
-            .write_obj(head.to_le(), GuestAddress(ring))
+            .write_obj(chain.head.to_le(), GuestAddress(ring))
             .unwrap();
         self.active
             .memory
             .write_obj(index.to_le(), GuestAddress(base + 0x1002))
             .unwrap();
-        Chain { head, rooms }
+    }
+
+    /// Replaces what the device reads of a chain, from its first byte on.
+    pub(crate) fn rewrite(&mut self, chain: &Chain, mut bytes: &[u8]) {
+        for (address, len) in &chain.outs {
+            let (part, rest) = bytes.split_at(bytes.len().min(*len));
+            self.active.memory.write_slice(part, *address).unwrap();
+            bytes = rest;
+        }
+        assert!(bytes.is_empty(), "the chain has no room for {bytes:?}");
     }
 
     /// Gives the memory for data back, for tests that offer more than there is.
