@@ -1,0 +1,259 @@
+//! The configuration's resources as writes to files of a cgroup.
+
+use super::Error;
+use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
+
+/// One write: the file and what is written.
+pub(super) type Write = (String, String);
+
+/// What has to be written for `resources`, in order.
+pub(super) fn writes(resources: &Resources) -> Result<Vec<Write>, Error> {
+    let mut writes = Vec::new();
+    memory(&resources.memory, &mut writes)?;
+    cpu(&resources.cpu, &mut writes)?;
+    block_io(&resources.block_io, &mut writes)?;
+    if let Some(limit) = resources.pids.limit.filter(|limit| *limit != 0) {
+        writes.push(write("pids.max", maximum(limit)));
+    }
+    for page in &resources.hugepage_limits {
+        let size = &page.page_size;
+        if size.is_empty() || !size.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(value(
+                "hugepageLimits.pageSize",
+                size,
+                "it is a size such as 2MB",
+            ));
+        }
+        writes.push((format!("hugetlb.{size}.max"), page.limit.to_string()));
+    }
+    for (file, text) in &resources.unified {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.".contains(&b);
+        if !file.contains('.') || !file.bytes().all(plain) || file.contains("..") {
+            return Err(value("unified", file, "it is no name of a cgroup's file"));
+        }
+        if file.starts_with("cgroup.") {
+            return Err(value(
+                "unified",
+                file,
+                "the agent itself sets those of cgroup",
+            ));
+        }
+        writes.push((file.clone(), text.clone()));
+    }
+    Ok(writes)
+}
+
+fn memory(memory: &Memory, writes: &mut Vec<Write>) -> Result<(), Error> {
+    let limit = memory.limit.filter(|limit| *limit != 0);
+    if let Some(limit) = limit {
+        writes.push(write("memory.max", maximum(limit)));
+    }
+    if let Some(reservation) = memory.reservation.filter(|n| *n != 0) {
+        writes.push(write("memory.low", maximum(reservation)));
+    }
+    match memory.swap.filter(|swap| *swap != 0) {
+        None => {}
+        Some(-1) => writes.push(write("memory.swap.max", "max")),
+        // The configuration counts memory and swap together, the kernel swap alone.
+        Some(both) => match limit.filter(|limit| *limit > 0) {
+            Some(limit) if both >= limit => {
+                writes.push(write("memory.swap.max", (both - limit).to_string()));
+            }
+            _ => {
+                return Err(value(
+                    "memory.swap",
+                    &both.to_string(),
+                    "it needs a memory.limit that is not above it",
+                ));
+            }
+        },
+    }
+    Ok(())
+}
+
+fn cpu(cpu: &Cpu, writes: &mut Vec<Write>) -> Result<(), Error> {
+    if let Some(idle) = cpu.idle {
+        writes.push(write("cpu.idle", idle.to_string()));
+    }
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
+        writes.push(write("cpu.weight", weight(shares).to_string()));
+    }
+    let period = cpu.period.filter(|period| *period != 0);
+    let quota = cpu.quota.filter(|quota| *quota != 0);
+    if quota.is_some() || period.is_some() {
+        let quota = maximum(quota.unwrap_or(-1));
+        let period = period.unwrap_or(100_000);
+        writes.push(write("cpu.max", format!("{quota} {period}")));
+    }
+    if let Some(burst) = cpu.burst {
+        writes.push(write("cpu.max.burst", burst.to_string()));
+    }
+    for (file, list, field) in [
+        ("cpuset.cpus", &cpu.cpus, "cpu.cpus"),
+        ("cpuset.mems", &cpu.mems, "cpu.mems"),
+    ] {
+        if let Some(list) = list.as_deref().filter(|list| !list.is_empty()) {
+            if !list
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b"-, ".contains(&b))
+            {
+                return Err(value(field, list, "it is a list such as 0-3,7"));
+            }
+            writes.push(write(file, list));
+        }
+    }
+    Ok(())
+}
+
+fn block_io(io: &BlockIo, writes: &mut Vec<Write>) -> Result<(), Error> {
+    if let Some(weight) = io.weight.filter(|weight| *weight != 0) {
+        if !(10..=1000).contains(&weight) {
+            return Err(value(
+                "blockIO.weight",
+                &weight.to_string(),
+                "it is 10 to 1000",
+            ));
+        }
+        writes.push(write("io.weight", format!("default {}", io_weight(weight))));
+    }
+    let limits: [(&str, &[Throttle]); 4] = [
+        ("rbps", &io.throttle_read_bps_device),
+        ("wbps", &io.throttle_write_bps_device),
+        ("riops", &io.throttle_read_iops_device),
+        ("wiops", &io.throttle_write_iops_device),
+    ];
+    for (key, throttles) in limits {
+        for throttle in throttles {
+            let Throttle { major, minor, rate } = throttle;
+            let rate = if *rate == 0 {
+                "max".to_owned()
+            } else {
+                rate.to_string()
+            };
+            writes.push(write("io.max", format!("{major}:{minor} {key}={rate}")));
+        }
+    }
+    Ok(())
+}
+
+fn write(file: &str, text: impl Into<String>) -> Write {
+    (file.to_owned(), text.into())
+}
+
+fn value(field: &str, text: &str, reason: &'static str) -> Error {
+    Error::Value {
+        field: format!("linux.resources.{field}"),
+        value: text.to_owned(),
+        reason,
+    }
+}
+
+/// A limit as the kernel reads it; below 0 is none.
+fn maximum(limit: i64) -> String {
+    if limit < 0 {
+        "max".to_owned()
+    } else {
+        limit.to_string()
+    }
+}
+
+/// cgroup v1's CPU shares, 2 to 262144, on v2's scale of weights, 1 to 10000: the line through
+/// both ends, which other runtimes use too.
+fn weight(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + (shares - 2) * 9_999 / 262_142
+}
+
+/// cgroup v1's I/O weight, 10 to 1000, on v2's scale, 1 to 10000.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight) - 10) * 9_999 / 990
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(json: &str) -> Result<Vec<Write>, Error> {
+        writes(&serde_json::from_str(json).unwrap())
+    }
+
+    fn one(json: &str) -> Write {
+        let mut writes = of(json).unwrap();
+        assert_eq!(writes.len(), 1);
+        writes.remove(0)
+    }
+
+    #[test]
+    fn limits_become_the_kernels_files() {
+        for (json, file, text) in [
+            (r#"{"memory":{"limit":1048576}}"#, "memory.max", "1048576"),
+            (r#"{"memory":{"limit":-1}}"#, "memory.max", "max"),
+            (
+                r#"{"cpu":{"quota":50000,"period":100000}}"#,
+                "cpu.max",
+                "50000 100000",
+            ),
+            (r#"{"cpu":{"period":20000}}"#, "cpu.max", "max 20000"),
+            (r#"{"cpu":{"cpus":"0-1"}}"#, "cpuset.cpus", "0-1"),
+            (r#"{"pids":{"limit":32}}"#, "pids.max", "32"),
+            (r#"{"pids":{"limit":-1}}"#, "pids.max", "max"),
+            (r#"{"blockIO":{"weight":10}}"#, "io.weight", "default 1"),
+            (
+                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":254,"minor":0,"rate":9}]}}"#,
+                "io.max",
+                "254:0 rbps=9",
+            ),
+            (
+                r#"{"hugepageLimits":[{"pageSize":"2MB","limit":7}]}"#,
+                "hugetlb.2MB.max",
+                "7",
+            ),
+            (r#"{"unified":{"memory.high":"1G"}}"#, "memory.high", "1G"),
+        ] {
+            assert_eq!(one(json), write(file, text), "{json}");
+        }
+    }
+
+    #[test]
+    fn swap_is_what_goes_beyond_memory() {
+        let writes = of(r#"{"memory":{"limit":100,"swap":150}}"#).unwrap();
+        assert_eq!(writes[1], write("memory.swap.max", "50"));
+        assert!(of(r#"{"memory":{"limit":100,"swap":50}}"#).is_err());
+        assert!(of(r#"{"memory":{"swap":50}}"#).is_err());
+    }
+
+    #[test]
+    fn the_ends_of_both_scales_of_weight_meet() {
+        assert_eq!((weight(2), weight(262_144)), (1, 10_000));
+        assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
+    }
+
+    #[test]
+    fn names_that_are_no_files_of_a_cgroup_are_refused() {
+        for name in ["../x", "a/b.c", "memory", "memory..max", "cgroup.procs"] {
+            assert!(
+                of(&format!(r#"{{"unified":{{"{name}":"1"}}}}"#)).is_err(),
+                "{name}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_write_leaves_the_cgroups_directory(name in ".*", size in ".*") {
+            let resources = Resources {
+                unified: [(name, String::new())].into(),
+                hugepage_limits: crate::spec::List(vec![crate::spec::HugepageLimit {
+                    page_size: size,
+                    limit: 1,
+                }]),
+                ..Resources::default()
+            };
+            for (file, _) in writes(&resources).unwrap_or_default() {
+                prop_assert!(!file.contains('/') && !file.contains(".."));
+            }
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! The containers of this guest and what is done with them.
+
+mod process;
+mod stdio;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use nix::sched::CloneFlags;
+use process::Process;
+pub use process::Started;
+pub use stdio::StreamIds;
+
+use crate::{
+    cgroup::{self, Cgroup, Stats},
+    id::{ContainerId, ExecId},
+    launch::{self, FailureKind, Launch, Namespaces, NewContainer, Place},
+    log,
+    reaper::{Exit, Reaper},
+    rootfs::Scratch,
+    seccomp,
+    spec::{self, Spec},
+    stream::{self, Streams},
+    sys,
+};
+
+pub(crate) use crate::rootfs::Source;
+
+/// Why a request about a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No container has the id.
+    #[error("there is no container {0}")]
+    NoContainer(ContainerId),
+    /// No exec of the container has the id.
+    #[error("container {container} has no exec {exec}")]
+    NoExec {
+        /// The container.
+        container: ContainerId,
+        /// The exec.
+        exec: ExecId,
+    },
+    /// A container has the id already.
+    #[error("the container id {0} is in use; delete that container or choose another id")]
+    ContainerExists(ContainerId),
+    /// An exec of the container has the id already.
+    #[error("the exec id {exec} is in use in container {container}; choose another")]
+    ExecExists {
+        /// The container.
+        container: ContainerId,
+        /// The exec.
+        exec: ExecId,
+    },
+    /// More containers or execs than anyone needs.
+    #[error("there are {0} of them already, which is the most; delete some")]
+    TooMany(usize),
+    /// Only a running process can do it.
+    #[error("the process has ended with status {0}")]
+    Ended(u32),
+    /// Only a process that was not started can be.
+    #[error("the process was started before")]
+    StartedBefore,
+    /// It must be stopped first.
+    #[error("the process is running; stop it first or delete by force")]
+    Running,
+    /// It must be started first.
+    #[error("container {0} is not running")]
+    NotRunning(ContainerId),
+    /// No such signal.
+    #[error("{0} is no signal; signals are 1 to 64")]
+    Signal(u32),
+    /// It has no terminal.
+    #[error("the process has no terminal")]
+    NoTerminal,
+    /// A size that no terminal has.
+    #[error("a terminal of {width} by {height} is too large; each is at most 65535")]
+    TerminalSize {
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+    /// The configuration.
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    /// The configuration's namespaces.
+    #[error(transparent)]
+    Namespaces(#[from] launch::NamespaceError),
+    /// The configuration's filter of system calls.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::Error),
+    /// The configuration, found on the way to the process.
+    #[error(transparent)]
+    Launch(#[from] launch::Error),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// A stream.
+    #[error(transparent)]
+    Stream(#[from] stream::Error),
+    /// The program is not there.
+    #[error("{0}")]
+    ProgramMissing(String),
+    /// The program cannot be run.
+    #[error("{0}")]
+    ProgramRefused(String),
+    /// The process could not be prepared.
+    #[error("{0}")]
+    Process(String),
+    /// A system call of the agent's.
+    #[error("cannot {doing}")]
+    Step {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn doing(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Step { doing, source }
+}
+
+/// The most containers at a time, and the most execs of one.
+const MOST: usize = 1024;
+
+/// What a container is made from.
+pub(crate) struct Create {
+    /// Its name.
+    pub(crate) id: ContainerId,
+    /// Its configuration.
+    pub(crate) spec: Spec,
+    /// Where its root comes from.
+    pub(crate) source: Source,
+    /// Its first process's streams.
+    pub(crate) streams: StreamIds,
+}
+
+/// All containers of the guest.
+#[derive(Debug)]
+pub struct Containers {
+    all: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+    /// Ids of containers that are being made.
+    reserved: Mutex<BTreeSet<ContainerId>>,
+    streams: Arc<Streams>,
+    reaper: Arc<Reaper>,
+    scratch: Scratch,
+}
+
+/// A container.
+#[derive(Debug)]
+struct Container {
+    first: Arc<Process>,
+    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+    seccomp: Option<seccomp::Filter>,
+    cgroup: Cgroup,
+}
+
+impl Containers {
+    /// None yet. `directory`, of a tmpfs, is where roots are put together.
+    ///
+    /// # Errors
+    /// When nothing can be made in `directory`.
+    pub fn new(streams: Arc<Streams>, reaper: Arc<Reaper>, directory: &Path) -> io::Result<Self> {
+        Ok(Self {
+            all: Mutex::default(),
+            reserved: Mutex::default(),
+            streams,
+            reaper,
+            scratch: Scratch::make(directory)?,
+        })
+    }
+
+    /// Makes a container whose first process waits for its start; answers its id.
+    pub(crate) async fn create(&self, create: Create) -> Result<u32, Error> {
+        let reservation = self.reserve(&create.id)?;
+        let container = self.make(&create).await?;
+        let pid = container.first.pid();
+        lock(&self.all).insert(create.id, Arc::new(container));
+        drop(reservation);
+        Ok(pid)
+    }
+
+    async fn make(&self, create: &Create) -> Result<Container, Error> {
+        let linux = &create.spec.linux;
+        let namespaces = Namespaces::parse(&linux.namespaces)?;
+        let seccomp = linux
+            .seccomp
+            .as_ref()
+            .map(seccomp::Filter::compile)
+            .transpose()?;
+        let cgroup = Cgroup::create(
+            linux.cgroups_path.as_deref(),
+            create.id.as_str(),
+            &linux.resources,
+        )?;
+        match self
+            .make_first(create, &namespaces, seccomp.as_ref(), &cgroup)
+            .await
+        {
+            Ok(first) => Ok(Container {
+                first: Arc::new(first),
+                execs: Mutex::default(),
+                seccomp,
+                cgroup,
+            }),
+            Err(error) => {
+                if let Err(error) = cgroup.remove().await {
+                    log!("after a container that could not be made: {error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_first(
+        &self,
+        create: &Create,
+        namespaces: &Namespaces,
+        seccomp: Option<&seccomp::Filter>,
+        cgroup: &Cgroup,
+    ) -> Result<Process, Error> {
+        let spec = &create.spec;
+        let process = spec
+            .process
+            .as_ref()
+            .ok_or(spec::Error::Missing("process"))?;
+        let stdio = stdio::open(&self.streams, &create.streams, process.terminal).await?;
+        let launch = Launch {
+            place: Place::New(NewContainer {
+                spec,
+                source: &create.source,
+                scratch: &self.scratch,
+                cgroup: cgroup.path(),
+                namespaces,
+            }),
+            process,
+            seccomp,
+            cgroup: cgroup.fd(),
+            stdio: stdio.childs(),
+        };
+        let child = launch::launch(&launch)?;
+        let exit = self.reaper.watch(child.pid);
+        let first = Process::prepared(child, exit, stdio).await?;
+        if !namespaces.makes(CloneFlags::CLONE_NEWPID) {
+            first.take_along(cgroup.killer());
+        }
+        Ok(first)
+    }
+
+    /// Makes a further process in a container, which waits for its start; answers its id.
+    pub(crate) async fn exec(
+        &self,
+        id: &ContainerId,
+        exec: ExecId,
+        process: &spec::Process,
+        streams: &StreamIds,
+    ) -> Result<u32, Error> {
+        let container = self.get(id)?;
+        container.check_free(id, &exec)?;
+        if !container.first.is_running() {
+            return Err(Error::NotRunning(id.clone()));
+        }
+        let stdio = stdio::open(&self.streams, streams, process.terminal).await?;
+        let launch = Launch {
+            place: Place::Inside(container.first.pidfd()),
+            process,
+            seccomp: container.seccomp.as_ref(),
+            cgroup: container.cgroup.fd(),
+            stdio: stdio.childs(),
+        };
+        let child = launch::launch(&launch)?;
+        let exit = self.reaper.watch(child.pid);
+        let prepared = Process::prepared(child, exit, stdio).await?;
+        let pid = prepared.pid();
+        // Another request may have taken the name meanwhile.
+        container.check_free(id, &exec)?;
+        lock(&container.execs).insert(exec, Arc::new(prepared));
+        Ok(pid)
+    }
+
+    /// Executes the program of a process that waits for it.
+    pub(crate) async fn start(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<Started, Error> {
+        self.process(id, exec)?.start().await
+    }
+
+    /// Sends a signal to one process.
+    pub(crate) fn signal(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+        signal: u32,
+    ) -> Result<(), Error> {
+        self.process(id, exec)?.signal(signal_number(signal)?)
+    }
+
+    /// Sends a signal to every process of a container.
+    pub(crate) fn signal_all(&self, id: &ContainerId, signal: u32) -> Result<(), Error> {
+        let signal = signal_number(signal)?;
+        let container = self.get(id)?;
+        if signal == libc::SIGKILL {
+            return Ok(container.cgroup.kill()?);
+        }
+        for pid in container.cgroup.processes(MOST_LISTED) {
+            // It may have ended since it was listed.
+            let _ = sys::kill(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a process; says also whether the container ran out of memory.
+    pub(crate) async fn wait(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<(Exit, bool), Error> {
+        let container = self.get(id)?;
+        let exit = container.process(id, exec)?.wait().await;
+        Ok((exit, container.cgroup.oom_kills() > 0))
+    }
+
+    /// Sets the size of a process's terminal.
+    pub(crate) fn resize(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+        width: u32,
+        height: u32,
+    ) -> Result<(), Error> {
+        match (u16::try_from(width), u16::try_from(height)) {
+            (Ok(columns), Ok(rows)) => self.process(id, exec)?.resize(columns, rows),
+            _ => Err(Error::TerminalSize { width, height }),
+        }
+    }
+
+    /// Closes a process's standard input behind what was sent.
+    pub(crate) fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(), Error> {
+        self.process(id, exec)?.close_stdin();
+        Ok(())
+    }
+
+    /// Removes a container that has stopped or was never started, or, by force, any.
+    pub(crate) async fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
+        let container = self.get(id)?;
+        if container.first.is_running() && container.first.was_started() && !force {
+            return Err(Error::Running);
+        }
+        container.cgroup.remove().await?;
+        lock(&self.all).remove(id);
+        Ok(())
+    }
+
+    /// Removes an exec, likewise.
+    pub(crate) async fn delete_exec(
+        &self,
+        id: &ContainerId,
+        exec: &ExecId,
+        force: bool,
+    ) -> Result<(), Error> {
+        let container = self.get(id)?;
+        let process = container.process(id, Some(exec))?;
+        if process.is_running() {
+            if process.was_started() && !force {
+                return Err(Error::Running);
+            }
+            // It may have ended just now.
+            let _ = process.signal(libc::SIGKILL);
+            process.wait().await;
+        }
+        lock(&container.execs).remove(exec);
+        Ok(())
+    }
+
+    /// Reads a container's counters.
+    pub(crate) fn stats(&self, id: &ContainerId) -> Result<Stats, Error> {
+        Ok(self.get(id)?.cgroup.stats())
+    }
+
+    /// Lists a container's processes.
+    pub(crate) fn processes(&self, id: &ContainerId) -> Result<Vec<u32>, Error> {
+        Ok(self.get(id)?.cgroup.processes(MOST_LISTED))
+    }
+
+    /// Freezes or thaws a container.
+    pub(crate) async fn pause(&self, id: &ContainerId, paused: bool) -> Result<(), Error> {
+        Ok(self.get(id)?.cgroup.freeze(paused).await?)
+    }
+
+    /// Ends all containers; what fails is logged.
+    pub(crate) async fn end_all(&self) {
+        let all: Vec<_> = lock(&self.all).values().cloned().collect();
+        for container in &all {
+            if let Err(error) = container.cgroup.kill() {
+                log!("cannot end a container: {error}");
+            }
+        }
+        for container in all {
+            container.first.wait().await;
+        }
+    }
+
+    fn get(&self, id: &ContainerId) -> Result<Arc<Container>, Error> {
+        let found = lock(&self.all).get(id).cloned();
+        found.ok_or_else(|| Error::NoContainer(id.clone()))
+    }
+
+    fn process(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<Arc<Process>, Error> {
+        self.get(id)?.process(id, exec)
+    }
+
+    fn reserve(&self, id: &ContainerId) -> Result<Reservation<'_>, Error> {
+        let all = lock(&self.all);
+        let mut reserved = lock(&self.reserved);
+        if all.len() + reserved.len() >= MOST {
+            return Err(Error::TooMany(MOST));
+        }
+        if all.contains_key(id) || !reserved.insert(id.clone()) {
+            return Err(Error::ContainerExists(id.clone()));
+        }
+        Ok(Reservation {
+            of: self,
+            id: id.clone(),
+        })
+    }
+}
+
+/// The most processes that are listed.
+const MOST_LISTED: usize = 32_768;
+
+impl Container {
+    fn process(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<Arc<Process>, Error> {
+        let Some(exec) = exec else {
+            return Ok(self.first.clone());
+        };
+        let found = lock(&self.execs).get(exec).cloned();
+        found.ok_or_else(|| Error::NoExec {
+            container: id.clone(),
+            exec: exec.clone(),
+        })
+    }
+
+    fn check_free(&self, id: &ContainerId, exec: &ExecId) -> Result<(), Error> {
+        let execs = lock(&self.execs);
+        if execs.len() >= MOST {
+            return Err(Error::TooMany(MOST));
+        }
+        if execs.contains_key(exec) {
+            return Err(Error::ExecExists {
+                container: id.clone(),
+                exec: exec.clone(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// An id that nobody else can take while its container is being made.
+struct Reservation<'a> {
+    of: &'a Containers,
+    id: ContainerId,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        lock(&self.of.reserved).remove(&self.id);
+    }
+}
+
+fn signal_number(signal: u32) -> Result<i32, Error> {
+    match i32::try_from(signal) {
+        Ok(number @ 1..=64) => Ok(number),
+        _ => Err(Error::Signal(signal)),
+    }
+}
+
+/// What a child reported instead of being ready or executed.
+fn failure(kind: FailureKind, text: String) -> Error {
+    match kind {
+        FailureKind::ProgramMissing => Error::ProgramMissing(text),
+        FailureKind::ProgramRefused => Error::ProgramRefused(text),
+        FailureKind::Other => Error::Process(text),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,175 @@
+//! The namespaces of a container: which are made, which are joined.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::{log, spec};
+
+/// The kinds by the specification's names. A user namespace needs mappings and a time namespace
+/// offsets; neither is implemented.
+const KINDS: &[(&str, CloneFlags)] = &[
+    ("pid", CloneFlags::CLONE_NEWPID),
+    ("network", CloneFlags::CLONE_NEWNET),
+    ("mount", CloneFlags::CLONE_NEWNS),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+];
+
+/// A container's namespaces; those it does not name are the guest's.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    fresh: CloneFlags,
+    joined: Vec<(CloneFlags, OwnedFd)>,
+}
+
+/// Why namespaces cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A kind that is not implemented.
+    #[error("linux.namespaces: the type {0:?} is not supported; leave it out")]
+    Kind(String),
+    /// The same kind twice.
+    #[error("linux.namespaces: the type {0:?} is there twice")]
+    Twice(String),
+    /// A container without its own mounts would change the guest's.
+    #[error("linux.namespaces has no new mount namespace, which every container needs")]
+    NoMounts,
+    /// A path that is no namespace.
+    #[error("cannot open the namespace {path}")]
+    Open {
+        /// The path.
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Namespaces {
+    /// Reads `linux.namespaces` and opens those that are joined.
+    pub(crate) fn parse(namespaces: &[spec::Namespace]) -> Result<Self, Error> {
+        let mut parsed = Self {
+            fresh: CloneFlags::empty(),
+            joined: Vec::new(),
+        };
+        let mut seen = CloneFlags::empty();
+        for namespace in namespaces {
+            let kind = namespace.kind.as_str();
+            let Some((_, flag)) = KINDS.iter().find(|(name, _)| *name == kind) else {
+                return Err(Error::Kind(kind.to_owned()));
+            };
+            if seen.contains(*flag) {
+                return Err(Error::Twice(kind.to_owned()));
+            }
+            seen |= *flag;
+            match namespace.path.as_deref().filter(|path| !path.is_empty()) {
+                None => parsed.fresh |= *flag,
+                Some(path) => {
+                    let file = File::open(path).map_err(|source| Error::Open {
+                        path: path.to_owned(),
+                        source,
+                    })?;
+                    parsed.joined.push((*flag, file.into()));
+                }
+            }
+        }
+        if parsed.fresh.contains(CloneFlags::CLONE_NEWNS) {
+            Ok(parsed)
+        } else {
+            Err(Error::NoMounts)
+        }
+    }
+
+    /// Those that clone makes. A cgroup namespace is left out: its root is the cgroup that its
+    /// maker is in, so the child makes it when it is in its own.
+    pub(super) fn fresh(&self) -> CloneFlags {
+        self.fresh - CloneFlags::CLONE_NEWCGROUP
+    }
+
+    /// Whether a new namespace of this kind is made.
+    pub(crate) fn makes(&self, kind: CloneFlags) -> bool {
+        self.fresh.contains(kind)
+    }
+
+    /// Whether the container has a namespace of this kind that is not the guest's.
+    pub(super) fn has(&self, kind: CloneFlags) -> bool {
+        self.fresh.contains(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+    }
+
+    /// In the agent: enters the pid namespace that the child is to be born in.
+    pub(super) fn enter_pid(&self) -> io::Result<Option<PidNamespace>> {
+        self.joined
+            .iter()
+            .find(|(kind, _)| *kind == CloneFlags::CLONE_NEWPID)
+            .map(|(_, namespace)| PidNamespace::enter(namespace.as_fd()))
+            .transpose()
+    }
+
+    /// The descriptors of the namespaces to be joined by the child.
+    pub(super) fn joined(&self) -> impl Iterator<Item = (CloneFlags, &OwnedFd)> {
+        self.joined
+            .iter()
+            .filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWPID)
+            .map(|(kind, fd)| (*kind, fd))
+    }
+}
+
+/// The agent's children are born in another pid namespace while this lives.
+pub(super) struct PidNamespace {
+    own: OwnedFd,
+}
+
+impl PidNamespace {
+    /// Enters the pid namespace `target`, or that of the process whose descriptor it is.
+    pub(super) fn enter(target: impl AsFd) -> io::Result<Self> {
+        let own = File::open("/proc/self/ns/pid")?.into();
+        setns(target, CloneFlags::CLONE_NEWPID)?;
+        Ok(Self { own })
+    }
+}
+
+impl Drop for PidNamespace {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.own, CloneFlags::CLONE_NEWPID) {
+            log!("cannot return to the agent's pid namespace: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(kinds: &[&str]) -> Result<Namespaces, Error> {
+        let namespaces: Vec<_> = kinds
+            .iter()
+            .map(|kind| spec::Namespace {
+                kind: (*kind).into(),
+                path: None,
+            })
+            .collect();
+        Namespaces::parse(&namespaces)
+    }
+
+    #[test]
+    fn a_cgroup_namespace_is_left_to_the_child() {
+        let namespaces = parse(&["mount", "cgroup", "pid"]).unwrap();
+        assert_eq!(
+            namespaces.fresh(),
+            CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID
+        );
+        assert!(namespaces.makes(CloneFlags::CLONE_NEWCGROUP));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused_by_name() {
+        assert!(matches!(parse(&["mount", "time"]), Err(Error::Kind(kind)) if kind == "time"));
+        assert!(matches!(parse(&["mount", "mount"]), Err(Error::Twice(_))));
+        assert!(matches!(parse(&["pid"]), Err(Error::NoMounts)));
+    }
+}

@@ -1,0 +1,27 @@
+//! Bulkhead's agent: process 1 of the guest, which makes containers for the
+//! host and watches over them.
+//!
+//! Read in this order: [`boot`] is the way from the kernel to serving, [`rpc`]
+//! is what the host can ask, [`container`] does it, `launch` makes a process,
+//! in two steps across clone3, and `rootfs`, [`cgroup`] and `seccomp` build
+//! what surrounds it. [`stream`] and `relay` carry its standard streams.
+//!
+//! One thread, always: a child that clone3 makes from a process with threads
+//! could do nothing but execute a program, and ours sets up its container.
+
+pub mod boot;
+pub mod cgroup;
+pub mod container;
+pub mod guest;
+pub mod id;
+mod launch;
+pub mod log;
+pub mod port;
+pub mod reaper;
+mod relay;
+mod rootfs;
+pub mod rpc;
+pub mod seccomp;
+pub mod spec;
+pub mod stream;
+mod sys;

@@ -1,0 +1,265 @@
+//! A container's file tree: its root, mounts, devices, and what is hidden.
+//!
+//! All of it is built in the container's own mount namespace, by the process
+//! that becomes the container's first; so it goes away with the container.
+
+mod devices;
+mod mounts;
+mod options;
+pub(crate) mod path;
+
+pub(crate) use devices::open_master;
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use nix::{
+    fcntl::{AT_FDCWD, OFlag, open},
+    mount::{MntFlags, umount2},
+    sys::stat::Mode,
+    unistd::{chdir, fchdir, pivot_root},
+};
+
+use crate::{
+    spec::Spec,
+    sys::{self, FsContext, MountAttr},
+};
+
+/// Why a file tree could not be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A step on the guest's side.
+    #[error("cannot {doing}")]
+    Step {
+        /// What was being done.
+        doing: String,
+        #[source]
+        source: io::Error,
+    },
+    /// A mount.
+    #[error("cannot mount {what} on {destination}{hint}")]
+    Mount {
+        /// Its type or source.
+        what: String,
+        /// Where in the container.
+        destination: String,
+        /// What the kernel said besides the error's number.
+        hint: String,
+        #[source]
+        source: io::Error,
+    },
+    /// An option of a mount.
+    #[error("the option {option:?} of the mount on {destination} is not supported")]
+    Option {
+        /// The option.
+        option: String,
+        /// Where in the container.
+        destination: String,
+    },
+    /// A value out of its range.
+    #[error("{field} is {value:?}: {reason}")]
+    Value {
+        /// The property's path.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// Says what was being done when a call failed.
+fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let doing = what.into();
+    |source| Error::Step { doing, source }
+}
+
+/// Where the root comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// A directory of the guest.
+    Directory(String),
+    /// A block device with a file system.
+    Block {
+        /// The device file.
+        device: String,
+        /// The file system's type.
+        filesystem: String,
+        /// Whether a layer in memory takes the writes.
+        overlay: bool,
+    },
+}
+
+/// Directories of the guest, below a tmpfs, that every container's namespace mounts on.
+#[derive(Debug, Clone)]
+pub(crate) struct Scratch {
+    /// The root, before it is entered.
+    pub(crate) root: String,
+    /// The lower layer of an overlay.
+    pub(crate) lower: String,
+    /// The memory of an overlay's upper layer.
+    pub(crate) upper: String,
+}
+
+impl Scratch {
+    /// Makes the directories below `directory`.
+    pub(crate) fn make(directory: &Path) -> io::Result<Self> {
+        let make = |name: &str| {
+            let path = directory.join(name);
+            std::fs::create_dir_all(&path)?;
+            path.into_os_string()
+                .into_string()
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+        };
+        Ok(Self {
+            root: make("root")?,
+            lower: make("lower")?,
+            upper: make("upper")?,
+        })
+    }
+}
+
+/// A built tree that has not been entered yet.
+pub(crate) struct Rootfs {
+    root: OwnedFd,
+    /// The master side of the container's terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+impl Rootfs {
+    /// Builds the tree of `spec` in this process's mount namespace, which must be its own.
+    pub(crate) fn build(
+        spec: &Spec,
+        source: &Source,
+        scratch: &Scratch,
+        cgroup: &Path,
+    ) -> Result<Self, Error> {
+        hold_back_propagation().map_err(doing("make the mounts of the guest slaves"))?;
+        mount_root(source, scratch)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(scratch.root.as_str(), flags, Mode::empty())
+            .map_err(io::Error::from)
+            .map_err(doing("open the root"))?;
+        for mount in &spec.mounts {
+            mounts::mount(root.as_fd(), mount, &spec.linux, cgroup)?;
+        }
+        devices::make(root.as_fd(), spec)?;
+        let terminal = match &spec.process {
+            Some(process) if process.terminal => Some(devices::console(root.as_fd())?),
+            _ => None,
+        };
+        if let Some(process) = &spec.process {
+            path::open(
+                root.as_fd(),
+                Path::new(&process.cwd),
+                path::Missing::Directory,
+            )
+            .map_err(doing(format!("make the working directory {}", process.cwd)))?;
+        }
+        mounts::hide(root.as_fd(), spec)?;
+        mounts::seal(root.as_fd(), spec)?;
+        Ok(Self { root, terminal })
+    }
+
+    /// Makes the tree this process's root and lets go of the guest's.
+    pub(crate) fn enter(&self) -> Result<(), Error> {
+        let step = doing("enter the root");
+        (|| {
+            fchdir(&self.root)?;
+            // The old root ends up mounted over the new one and is taken off it.
+            pivot_root(".", ".")?;
+            umount2(".", MntFlags::MNT_DETACH)?;
+            chdir("/")
+        })()
+        .map_err(io::Error::from)
+        .map_err(step)
+    }
+}
+
+/// Mounts made here from now on do not appear in the guest's namespace.
+fn hold_back_propagation() -> io::Result<()> {
+    let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let attr = MountAttr {
+        propagation: libc::MS_SLAVE,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(root.as_fd(), true, &attr)
+}
+
+fn mount_root(source: &Source, scratch: &Scratch) -> Result<(), Error> {
+    let mount = match source {
+        Source::Directory(path) => directory(path),
+        Source::Block {
+            device,
+            filesystem,
+            overlay: false,
+        } => block(device, filesystem, 0),
+        Source::Block {
+            device, filesystem, ..
+        } => overlay(device, filesystem, scratch),
+    }?;
+    attach(mount.as_fd(), &scratch.root).map_err(doing("attach the root"))
+}
+
+fn directory(path: &str) -> Result<OwnedFd, Error> {
+    let tree = || {
+        let path = CString::new(path)?;
+        let directory = open(
+            path.as_c_str(),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        sys::open_tree(directory.as_fd(), c"", true)
+    };
+    tree().map_err(doing(format!("take the root directory {path}")))
+}
+
+fn block(device: &str, filesystem: &str, attr: u64) -> Result<OwnedFd, Error> {
+    mounts::filesystem(filesystem, &[("source", Some(device))], attr).map_err(|(source, hint)| {
+        Error::Mount {
+            what: format!("{filesystem} of {device}"),
+            destination: "/".into(),
+            hint,
+            source,
+        }
+    })
+}
+
+fn overlay(device: &str, filesystem: &str, scratch: &Scratch) -> Result<OwnedFd, Error> {
+    let lower = block(device, filesystem, libc::MOUNT_ATTR_RDONLY)?;
+    attach(lower.as_fd(), &scratch.lower).map_err(doing("attach the lower layer"))?;
+    let upper = FsContext::open("tmpfs")
+        .and_then(|tmpfs| {
+            tmpfs.set("mode", Some("0755"))?;
+            tmpfs.mount(0)
+        })
+        .map_err(doing("make the upper layer"))?;
+    attach(upper.as_fd(), &scratch.upper).map_err(doing("attach the upper layer"))?;
+    let [changes, work] = ["changes", "work"].map(|name| format!("{}/{name}", scratch.upper));
+    for path in [&changes, &work] {
+        std::fs::create_dir(path).map_err(doing("make the upper layer's directories"))?;
+    }
+    let options = [
+        ("source", Some("overlay")),
+        ("lowerdir", Some(scratch.lower.as_str())),
+        ("upperdir", Some(changes.as_str())),
+        ("workdir", Some(work.as_str())),
+    ];
+    mounts::filesystem("overlay", &options, 0).map_err(|(source, hint)| Error::Mount {
+        what: "an overlay".into(),
+        destination: "/".into(),
+        hint,
+        source,
+    })
+}
+
+/// Attaches `mount` on the guest's directory `target`.
+fn attach(mount: BorrowedFd<'_>, target: &str) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let target = nix::fcntl::openat(AT_FDCWD, target, flags, Mode::empty())?;
+    sys::move_mount(mount, target.as_fd())
+}

@@ -1,0 +1,88 @@
+//! What a process may do: capabilities, seccomp, no_new_privs, its descriptors.
+
+use std::io;
+
+use super::checked;
+
+fn prctl(option: libc::c_int, argument: u64, second: u64) -> io::Result<libc::c_int> {
+    // SAFETY: every option that this module passes takes numbers only.
+    let answer = unsafe { libc::prctl(option, argument, second, 0, 0) };
+    checked(answer.into()).map(|value| value as libc::c_int)
+}
+
+/// Removes `capability` from the bounding set.
+pub(crate) fn drop_bounding(capability: u8) -> io::Result<()> {
+    prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).map(drop)
+}
+
+/// The highest capability this kernel knows.
+pub(crate) fn last_capability() -> u8 {
+    (0..64)
+        .take_while(|&n| prctl(libc::PR_CAPBSET_READ, n, 0).is_ok())
+        .last()
+        .unwrap_or(0) as u8
+}
+
+/// Keeps the permitted capabilities through a change of the user.
+pub(crate) fn keep_capabilities() -> io::Result<()> {
+    prctl(libc::PR_SET_KEEPCAPS, 1, 0).map(drop)
+}
+
+/// Makes `capability` ambient.
+pub(crate) fn raise_ambient(capability: u8) -> io::Result<()> {
+    prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_RAISE as u64,
+        capability.into(),
+    )
+    .map(drop)
+}
+
+/// No execve of this process or its children gains privileges from now on.
+pub(crate) fn no_new_privileges() -> io::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
+}
+
+/// Sets the effective, permitted and inheritable capabilities of this thread.
+pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    let data = [
+        effective as u32,
+        permitted as u32,
+        inheritable as u32,
+        (effective >> 32) as u32,
+        (permitted >> 32) as u32,
+        (inheritable >> 32) as u32,
+    ];
+    // SAFETY: version 3 reads one header and two groups of three u32, which is what is passed.
+    checked(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// Installs the BPF program `filter` on this thread, with seccomp(2)'s `flags`.
+pub(crate) fn install_seccomp(filter: &[libc::sock_filter], flags: u64) -> io::Result<()> {
+    let length = u16::try_from(filter.len())
+        .map_err(|_| io::Error::other("the seccomp program is too long"))?;
+    let program = libc::sock_fprog {
+        len: length,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the program's pointer and length describe `filter`, which the kernel only reads.
+    checked(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    })
+    .map(drop)
+}

@@ -1,0 +1,50 @@
+//! The agent with real containers, in namespaces of this machine: no virtual
+//! machine, but every system call that a guest would see. Needs root.
+
+mod guest;
+mod stories;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let [_, verb, directory] = &arguments[..]
+        && verb == "serve"
+    {
+        guest::serve(directory.as_ref());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("NOT RUN: the agent's containers need root; run these tests as root");
+        return ExitCode::SUCCESS;
+    }
+    let filter = arguments.get(1).filter(|word| !word.starts_with('-'));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let mut failed = 0;
+    for (name, story) in stories::ALL {
+        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
+            continue;
+        }
+        let guest = guest::Guest::start();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(async {
+                let limit = std::time::Duration::from_secs(60);
+                tokio::time::timeout(limit, story(&guest))
+                    .await
+                    .expect("within a minute");
+            });
+        }));
+        println!(
+            "test {name} ... {}",
+            if outcome.is_ok() { "ok" } else { "FAILED" }
+        );
+        failed += usize::from(outcome.is_err());
+    }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
