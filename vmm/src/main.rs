@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use vmm::{
     descriptors::{self, Descriptors},
+    jail::{self, ThreadKind},
     launch,
     vm::{End, Vm},
 };
@@ -72,8 +73,10 @@ fn launch_file(path: &std::path::Path) -> anyhow::Result<u8> {
 /// Runs the VM that the launcher described on a descriptor.
 fn run(config: i32) -> anyhow::Result<u8> {
     let config = descriptors::read_config(config)?;
+    jail::enter(&config)?;
     let mut vm = Vm::new(&config, &mut Descriptors::default()).context("cannot make the VM")?;
     vm.start().context("cannot start the VM")?;
+    jail::confine(ThreadKind::Main).context("cannot confine the main thread")?;
     match vm.wait() {
         End::PowerOff | End::Stopped => Ok(0),
         End::Reset => Ok(RESET),

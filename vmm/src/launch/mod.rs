@@ -60,6 +60,8 @@ use identity::Launcher;
 const CONFIG_FD: RawFd = 3;
 /// The number of the first descriptor that [`Launch::pass`] gives.
 const FIRST_PASSED_FD: RawFd = CONFIG_FD + 1;
+/// All threads of the VMM share one heap: each further one would cost memory in every pod.
+const ENVIRONMENT: &[&str] = &["MALLOC_ARENA_MAX=1"];
 /// More than any VM can have devices for.
 const MAX_PASSED: usize = 1024;
 /// The thread that a VMM's life is bound to does nothing but wait.
@@ -108,6 +110,7 @@ impl Launch {
         if self.passed.len() > MAX_PASSED {
             return Err(Error::TooMany(self.passed.len()));
         }
+        self.detach_shares(&config)?;
         let shares_files = config
             .devices
             .iter()
@@ -115,6 +118,34 @@ impl Launch {
         let document = sealed_memfd(&config).map_err(Error::Config)?;
         let (prepared, child) = self.prepare(document).map_err(Error::Prepare)?;
         start(prepared, child, shares_files)
+    }
+
+    /// Puts a detached copy in the place of each shared directory: from a directory of the host's
+    /// tree the way up leads to the whole of it.
+    fn detach_shares(&mut self, config: &VmConfig) -> Result<(), Error> {
+        for device in &config.devices {
+            let DeviceConfig::Fs {
+                tag,
+                directory: Resource::Fd(number),
+                read_only,
+            } = device
+            else {
+                continue;
+            };
+            let passed = usize::try_from(number - FIRST_PASSED_FD)
+                .ok()
+                .and_then(|index| self.passed.get_mut(index))
+                .ok_or_else(|| Error::NotPassed {
+                    tag: tag.clone(),
+                    number: *number,
+                })?;
+            *passed =
+                sys::detached_tree(passed.as_fd(), *read_only).map_err(|source| Error::Share {
+                    tag: tag.clone(),
+                    source,
+                })?;
+        }
+        Ok(())
     }
 
     /// Moves everything that the child touches above the numbers that it will fill.
@@ -136,7 +167,8 @@ impl Launch {
             .collect::<io::Result<_>>()?;
         let plan = sys::Plan {
             program: above(self.program, first_free)?,
-            arguments: arguments(),
+            arguments: c_strings(&["bulkhead-vmm", "--config-fd", &format!("{CONFIG_FD}")]),
+            environment: c_strings(ENVIRONMENT),
             descriptors,
             go: above(go, first_free)?,
             report: above(report, first_free)?,
@@ -174,11 +206,10 @@ struct Prepared {
 /// What only the child needs; dropped by the launcher once the child is made.
 struct ChildEnds(sys::Plan);
 
-fn arguments() -> Vec<CString> {
-    let config_fd = format!("{CONFIG_FD}");
-    ["bulkhead-vmm", "--config-fd", &config_fd]
-        .into_iter()
-        .map(|argument| CString::new(argument).expect("no argument has a zero byte"))
+fn c_strings(strings: &[&str]) -> Vec<CString> {
+    strings
+        .iter()
+        .map(|string| CString::new(*string).expect("none has a zero byte"))
         .collect()
 }
 
@@ -315,6 +346,23 @@ pub enum Error {
     /// More descriptors than a VM can use.
     #[error("{0} descriptors are passed to the VMM; at most {MAX_PASSED} can be")]
     TooMany(usize),
+    /// A shared directory that the VMM would not have.
+    #[error("descriptor {number} of the directory shared as {tag:?} is not one that was passed")]
+    NotPassed {
+        /// The share's tag.
+        tag: String,
+        /// The number.
+        number: RawFd,
+    },
+    /// A directory cannot be shared.
+    #[error("cannot share a directory as {tag:?}; it must be a directory, and root must share it")]
+    Share {
+        /// The share's tag.
+        tag: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The configuration could not be put where the VMM reads it.
     #[error("cannot write the VMM's configuration to memory")]
     Config(#[source] io::Error),

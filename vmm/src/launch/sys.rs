@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) program: OwnedFd,
     /// Its arguments, the first being its name.
     pub(super) arguments: Vec<CString>,
+    /// Its environment.
+    pub(super) environment: Vec<CString>,
     /// What becomes descriptor 0, 1, 2, 3, ... of the child.
     pub(super) descriptors: Vec<OwnedFd>,
     /// Has a byte to read once the id maps are written; its other end closes with the launcher.
@@ -111,9 +113,8 @@ const NAMESPACES: c_int = libc::CLONE_NEWUSER
 /// # Errors
 /// When the kernel refuses the process or one of the namespaces.
 pub(super) fn clone_into_jail(plan: &Plan) -> io::Result<(u32, OwnedFd)> {
-    let mut argv: Vec<*const c_char> = plan.arguments.iter().map(|arg| arg.as_ptr()).collect();
-    argv.push(ptr::null());
-    let envp: [*const c_char; 1] = [ptr::null()];
+    let argv = pointers(&plan.arguments);
+    let envp = pointers(&plan.environment);
     let sources: Vec<RawFd> = plan.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
 
     let mut pidfd: RawFd = -1;
@@ -140,6 +141,12 @@ pub(super) fn clone_into_jail(plan: &Plan) -> io::Result<(u32, OwnedFd)> {
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor of ours.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok((pid as u32, pidfd))
+}
+
+/// As `execveat` takes them, up to a null pointer.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    let pointers = strings.iter().map(|string| string.as_ptr());
+    pointers.chain([ptr::null()]).collect()
 }
 
 /// Missing from libc's list for this target's `c_int`: it does not fit into 32 bits.
@@ -373,4 +380,64 @@ pub(super) fn duplicate_above(fd: BorrowedFd<'_>, lowest: RawFd) -> io::Result<O
     }
     // SAFETY: fcntl returned a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// A copy of the tree of mounts at `directory` that is attached nowhere: there is no way up from
+/// its top. What is mounted below the original later comes in (if the original's mount is
+/// shared), and nothing goes out.
+///
+/// # Errors
+/// When the launcher may not mount, or `directory` is no directory.
+pub(super) fn detached_tree(directory: BorrowedFd<'_>, read_only: bool) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH) as u32;
+    // SAFETY: the path is a C string that is not kept.
+    let tree = unsafe {
+        libc::syscall(
+            libc::SYS_open_tree,
+            directory.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+        )
+    };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open_tree returned a new descriptor that nobody else has.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree as RawFd) };
+    let mut attributes = MountAttributes {
+        set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
+        clear: 0,
+        propagation: libc::MS_SLAVE,
+        user_namespace: 0,
+    };
+    if read_only {
+        attributes.set |= libc::MOUNT_ATTR_RDONLY;
+    }
+    // SAFETY: the structure is of the size that is passed and is only read.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            ptr::from_ref(&attributes),
+            size_of::<MountAttributes>(),
+        )
+    };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(tree)
+    }
 }

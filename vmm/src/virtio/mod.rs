@@ -60,6 +60,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 8] = [
+        Self::Net,
+        Self::Blk,
+        Self::Console,
+        Self::Rng,
+        Self::Balloon,
+        Self::Vsock,
+        Self::Fs,
+        Self::Pmem,
+    ];
+
     /// The device's name in messages, thread names and counters.
     pub fn name(self) -> &'static str {
         match self {
