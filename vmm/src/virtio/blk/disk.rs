@@ -66,6 +66,11 @@ impl Disk {
         self.bytes
     }
 
+    /// The file or device itself.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Fills all of `buffers` with what is at `offset`.
     ///
     /// # Errors

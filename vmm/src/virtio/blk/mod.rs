@@ -3,22 +3,27 @@
 //! [`request`] makes the guest's bytes into a value, [`disk`] is the file or
 //! block device on the host, and here the one is done to the other.
 
-use std::fs::File;
+use std::{fs::File, io};
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
-use super::{Active, Error, Kind, Memory, VirtioDevice};
+use super::{Active, ActiveQueue, Error, Events, Kind, Memory, VirtioDevice};
+use crate::counters::DeviceCounters;
 
+mod chain;
 pub mod disk;
 pub mod request;
 mod sys;
 
+use chain::Chain;
 use disk::Disk;
 use request::{
-    Data, HEADER_BYTES, ID_BYTES, Limits, MAX_RANGE_SECTORS, MAX_RANGES, RANGE_BYTES, Request,
-    SECTOR_BYTES, Status,
+    ID_BYTES, Limits, MAX_RANGE_SECTORS, MAX_RANGES, RANGE_BYTES, Request, SECTOR_BYTES, Status,
 };
+use sys::ring::{Operation, Ring};
+
+/// The ring's among the device's own descriptors.
+const RING_TOKEN: u64 = 0;
 
 /// `VIRTIO_BLK_F_SEG_MAX`
 const F_SEG_MAX: u64 = 1 << 2;
@@ -55,6 +60,8 @@ pub struct Blk {
     disk: Disk,
     limits: Limits,
     serial: [u8; ID_BYTES],
+    /// For requests that come together; without it they are done one after the other.
+    ring: Option<Ring<Ticket>>,
     /// The driver does not know how to flush, so every write is.
     write_through: bool,
 }
@@ -77,21 +84,29 @@ impl Blk {
             },
             disk,
             serial,
+            ring: None,
             write_through: false,
         })
     }
 
+    /// Lets requests that come together be done together, by io_uring. Makes system calls that
+    /// the jail forbids later.
+    ///
+    /// Where the kernel has no io_uring, or it is switched off, requests are done one after the
+    /// other.
+    pub fn with_ring(mut self) -> Self {
+        let ring = |file| Ring::new(file, QUEUE_SIZE);
+        self.ring = self.disk.file().try_clone().and_then(ring).ok();
+        self
+    }
+
+    /// Does a request here and now.
     fn perform(&self, request: &Request, data: &Chain<'_>) -> Result<(), Status> {
         match request {
             Request::Read { offset } => self.disk.read(&data.writable, *offset).map_err(io_error),
             Request::Write { offset } => {
                 let written = self.disk.write(&data.readable, *offset);
-                written
-                    .and_then(|()| match self.write_through {
-                        true => self.disk.flush(),
-                        false => Ok(()),
-                    })
-                    .map_err(io_error)
+                self.written(written)
             }
             Request::Flush if self.limits.read_only => Ok(()),
             Request::Flush => self.disk.flush().map_err(io_error),
@@ -114,48 +129,176 @@ impl Blk {
         }
     }
 
+    fn written(&self, written: io::Result<()>) -> Result<(), Status> {
+        written
+            .and_then(|()| match self.write_through {
+                true => self.disk.flush(),
+                false => Ok(()),
+            })
+            .map_err(io_error)
+    }
+
     fn ranges(&self, request: &Request, data: &Chain<'_>) -> Result<Vec<request::Extent>, Status> {
         let mut bytes = [0; MAX_RANGES * RANGE_BYTES + 1];
         let len = data.gather(&mut bytes);
         request::ranges(&bytes[..len], request, self.limits)
     }
 
-    /// Does one request.
-    fn serve(&self, memory: &Memory, chain: DescriptorChain<&Memory>) -> Result<Done, Error> {
-        let mut chain = Chain::of(memory, chain).ok_or(Error::BadRequest {
-            queue: 0,
-            what: "there is no byte for the status",
-        })?;
-        let done = chain.take_header().and_then(|header| {
-            let data = Data {
-                readable: total(&chain.readable),
-                writable: total(&chain.writable),
+    /// Takes everything from the queue that can be begun.
+    ///
+    /// A request that comes alone is done here and now, which takes the fewest steps. Of several,
+    /// none waits for another: they go into the ring.
+    fn pump(&mut self, active: &mut Active) -> Result<(), Error> {
+        let mut queue = Queue::of(active);
+        let mut next = self.pop(&mut queue)?;
+        let mut alone = self.ring.as_ref().is_none_or(Ring::is_idle);
+        while let Some(job) = next {
+            next = self.pop(&mut queue)?;
+            alone &= next.is_none();
+            let operation = job.operation().filter(|_| !alone);
+            if let (Some(operation), Some(ring)) = (operation, &mut self.ring) {
+                let prepared = ring.prepare(queue.memory, operation, job.buffers(), job.ticket);
+                if let Err(ticket) = prepared {
+                    queue.give_back(&ticket, Err(Status::IoError))?;
+                }
+            } else {
+                let done = self.perform(&job.request, &job.chain);
+                queue.give_back(&job.ticket, done)?;
+            }
+        }
+        if let Some(ring) = &mut self.ring {
+            ring.submit().map_err(|source| Error::Host {
+                what: "hand requests to io_uring",
+                source,
+            })?;
+        }
+        self.reap(&mut queue)?;
+        queue.ring.signal(queue.memory)
+    }
+
+    /// The next request that can be begun; those that cannot be at all are answered.
+    fn pop<'m>(&self, queue: &mut Queue<'m>) -> Result<Option<Job<'m>>, Error> {
+        // One more than the ring holds would be taken and have nowhere to go.
+        while self.ring.as_ref().is_none_or(|ring| ring.room() > 1) {
+            let Some(chain) = queue.ring.pop(queue.memory)? else {
+                break;
             };
-            let request = request::parse(&header, data, self.limits)?;
-            self.perform(&request, &chain)?;
-            Ok(match request {
-                Request::Read { .. } => (0, data.writable),
-                Request::GetId => (0, data.writable.min(ID_BYTES as u64)),
-                _ => (data.readable, 0),
-            })
-        });
-        let (status, (taken, given)) = match done {
-            Ok(bytes) => (Status::Ok, bytes),
-            Err(status) => (status, (0, 0)),
-        };
-        chain.status.copy_from(&[status as u8]);
-        Ok(Done {
-            taken,
-            // A chain of more than 2^32 bytes is cut off by the queue.
-            written: u32::try_from(given + 1).unwrap_or(u32::MAX),
-        })
+            let head = chain.head_index();
+            let mut chain = Chain::of(queue.memory, chain).ok_or(Error::BadRequest {
+                queue: 0,
+                what: "there is no byte for the status",
+            })?;
+            let header = chain.take_header();
+            let data = chain.data();
+            let mut ticket = Ticket {
+                head,
+                status: chain.status,
+                taken: data.readable,
+                given: 0,
+                writes: false,
+            };
+            match header.and_then(|header| request::parse(&header, data, self.limits)) {
+                Ok(request) => {
+                    ticket.given = match request {
+                        Request::Read { .. } => data.writable,
+                        Request::GetId => data.writable.min(ID_BYTES as u64),
+                        _ => 0,
+                    };
+                    ticket.writes = matches!(request, Request::Write { .. });
+                    return Ok(Some(Job {
+                        chain,
+                        request,
+                        ticket,
+                    }));
+                }
+                Err(status) => queue.give_back(&ticket, Err(status))?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives back what the ring has done.
+    fn reap(&mut self, queue: &mut Queue<'_>) -> Result<(), Error> {
+        while let Some((ticket, result)) = self.ring.as_mut().and_then(Ring::next) {
+            let done = match ticket.writes {
+                true => self.written(result),
+                false => result.map_err(io_error),
+            };
+            queue.give_back(&ticket, done)?;
+        }
+        Ok(())
     }
 }
 
-/// What became of a chain: bytes that the device took and bytes that it wrote, status included.
-struct Done {
+/// A request and the chain that it came in.
+struct Job<'m> {
+    chain: Chain<'m>,
+    request: Request,
+    ticket: Ticket,
+}
+
+impl<'m> Job<'m> {
+    /// What the ring is to do of it, if it is something for the ring.
+    fn operation(&self) -> Option<Operation> {
+        match self.request {
+            Request::Read { offset } if !self.chain.writable.is_empty() => {
+                Some(Operation::Read(offset))
+            }
+            Request::Write { offset } if !self.chain.readable.is_empty() => {
+                Some(Operation::Write(offset))
+            }
+            _ => None,
+        }
+    }
+
+    fn buffers(&self) -> &[VolatileSlice<'m>] {
+        match self.request {
+            Request::Read { .. } => &self.chain.writable,
+            _ => &self.chain.readable,
+        }
+    }
+}
+
+/// What is needed to give a chain back.
+#[derive(Debug, Clone, Copy)]
+struct Ticket {
+    head: u16,
+    status: GuestAddress,
+    /// Bytes that the device takes and gives, if all goes well.
     taken: u64,
-    written: u32,
+    given: u64,
+    writes: bool,
+}
+
+/// The device's one queue at work.
+struct Queue<'a> {
+    ring: &'a mut ActiveQueue,
+    memory: &'a Memory,
+    counters: &'a DeviceCounters,
+}
+
+impl<'a> Queue<'a> {
+    fn of(active: &'a mut Active) -> Self {
+        Self {
+            ring: &mut active.queues[0],
+            memory: &active.memory,
+            counters: &active.counters,
+        }
+    }
+
+    fn give_back(&mut self, ticket: &Ticket, done: Result<(), Status>) -> Result<(), Error> {
+        let (status, taken, given) = match done {
+            Ok(()) => (Status::Ok, ticket.taken, ticket.given),
+            Err(status) => (status, 0, 0),
+        };
+        // It lay within memory when the chain was taken, and memory does not shrink.
+        let _ = self.memory.write_slice(&[status as u8], ticket.status);
+        // A chain of more than 2^32 bytes is cut off by the queue.
+        let written = u32::try_from(given + 1).unwrap_or(u32::MAX);
+        self.counters.bytes_from_guest.add(taken);
+        self.counters.bytes_to_guest.add(u64::from(written));
+        self.ring.push(self.memory, ticket.head, written)
+    }
 }
 
 impl VirtioDevice for Blk {
@@ -200,119 +343,41 @@ impl VirtioDevice for Blk {
 
     fn activate(&mut self, active: &mut Active) -> Result<(), Error> {
         self.write_through = active.features & F_FLUSH == 0;
-        Ok(())
+        let Some(ring) = &self.ring else {
+            return Ok(());
+        };
+        active
+            .sources
+            .add(ring, Events::IN, RING_TOKEN)
+            .map_err(|source| Error::Host {
+                what: "listen to io_uring",
+                source,
+            })
     }
 
-    fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
-        let Active {
-            memory,
-            queues,
-            counters,
-            ..
-        } = active;
-        let queue = &mut queues[index];
-        while let Some(chain) = queue.pop(memory)? {
-            let head = chain.head_index();
-            let done = self.serve(memory, chain)?;
-            counters.bytes_from_guest.add(done.taken);
-            counters.bytes_to_guest.add(u64::from(done.written));
-            queue.push(memory, head, done.written)?;
-        }
-        queue.signal(memory)
-    }
-}
-
-/// A chain of descriptors as the memory that it speaks of.
-struct Chain<'m> {
-    readable: Vec<VolatileSlice<'m>>,
-    writable: Vec<VolatileSlice<'m>>,
-    /// Taken off the end of what is writable.
-    status: VolatileSlice<'m>,
-    /// Whether every buffer lies within memory.
-    whole: bool,
-}
-
-impl<'m> Chain<'m> {
-    /// Collects a chain; `None` when it has no byte for a status.
-    fn of(memory: &'m Memory, chain: DescriptorChain<&'m Memory>) -> Option<Self> {
-        let mut readable = Vec::with_capacity(2);
-        let mut writable = Vec::with_capacity(2);
-        let mut whole = true;
-        let mut last = None;
-        for descriptor in chain.filter(|descriptor| descriptor.len() > 0) {
-            let slice = memory
-                .get_slice(descriptor.addr(), descriptor.len() as usize)
-                .ok();
-            whole &= slice.is_some();
-            if descriptor.is_write_only() {
-                writable.extend(last.take());
-                last = slice;
-            } else {
-                readable.extend(slice);
-            }
-        }
-        let last = last?;
-        let before = last.len() - 1;
-        if before > 0 {
-            writable.push(last.subslice(0, before).ok()?);
-        }
-        Some(Self {
-            readable,
-            writable,
-            status: last.offset(before).ok()?,
-            whole,
-        })
+    fn handle_queue(&mut self, _index: usize, active: &mut Active) -> Result<(), Error> {
+        self.pump(active)
     }
 
-    /// Takes the header off the front.
-    ///
-    /// # Errors
-    /// [`Status::IoError`] when it is not all there, or other buffers are not.
-    fn take_header(&mut self) -> Result<[u8; HEADER_BYTES], Status> {
-        if !self.whole {
-            return Err(Status::IoError);
-        }
-        let mut header = [0; HEADER_BYTES];
-        let mut have = 0;
-        while have < HEADER_BYTES {
-            let first = *self.readable.first().ok_or(Status::IoError)?;
-            let now = first.len().min(HEADER_BYTES - have);
-            first.copy_to(&mut header[have..have + now]);
-            have += now;
-            match first.offset(now) {
-                Ok(rest) if !rest.is_empty() => self.readable[0] = rest,
-                _ => {
-                    self.readable.remove(0);
-                }
-            }
-        }
-        Ok(header)
+    /// The ring has done something, so there is room for what had to wait for it too.
+    fn handle_source(
+        &mut self,
+        _token: u64,
+        _events: Events,
+        active: &mut Active,
+    ) -> Result<(), Error> {
+        self.reap(&mut Queue::of(active))?;
+        self.pump(active)
     }
 
-    /// Copies what is readable into `to`, as far as it fits, and tells how much that was.
-    fn gather(&self, to: &mut [u8]) -> usize {
-        let mut len = 0;
-        for slice in &self.readable {
-            len += slice.copy_to(&mut to[len..]);
-        }
-        len
-    }
-
-    /// Copies `from` into what is writable, as far as there is room.
-    fn fill(&self, mut from: &[u8]) {
-        for slice in &self.writable {
-            let now = slice.len().min(from.len());
-            slice.copy_from(&from[..now]);
-            from = &from[now..];
+    fn reset(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.drain();
         }
     }
 }
 
-fn total(slices: &[VolatileSlice<'_>]) -> u64 {
-    slices.iter().map(|slice| slice.len() as u64).sum()
-}
-
-fn io_error(error: std::io::Error) -> Status {
+fn io_error(error: io::Error) -> Status {
     match disk::is_unsupported(&error) {
         true => Status::Unsupported,
         false => Status::IoError,

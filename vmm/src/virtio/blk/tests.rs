@@ -344,3 +344,89 @@ fn only_files_and_block_devices_are_disks() {
         Err(disk::Error::Access)
     ));
 }
+
+fn ring_rig(file: &File) -> Rig<Blk> {
+    let blk = Blk::new(file.try_clone().unwrap(), &Settings::default()).unwrap();
+    let blk = blk.with_ring();
+    assert!(blk.ring.is_some(), "the kernel lets us have an io_uring");
+    Rig::new(blk)
+}
+
+/// The chains given back, after as many as there were on offer.
+fn all_used(rig: &mut Rig<Blk>, count: usize) -> Vec<(u16, u32)> {
+    let mut used = rig.used(0);
+    while used.len() < count {
+        assert!(rig.poll(5000), "the ring goes on");
+        used.extend(rig.used(0));
+    }
+    used
+}
+
+#[test]
+fn requests_that_come_together_are_all_done_by_the_ring() {
+    let (file, before) = disk();
+    let mut rig = ring_rig(&file);
+    let mut chains = Vec::new();
+    for i in 0..8 {
+        let read = header(IN, i * 8);
+        chains.push(rig.offer(
+            0,
+            &[
+                Buffer::Out(&read),
+                Buffer::In(1000),
+                Buffer::In(3096),
+                Buffer::In(1),
+            ],
+        ));
+        let write = header(OUT, 64 + i * 8);
+        let data = [i as u8; 4096];
+        rig.offer(0, &[Buffer::Out(&write), Buffer::Out(&data), Buffer::In(1)]);
+    }
+    let past_the_end = header(IN, 128);
+    let refused = rig.offer(
+        0,
+        &[Buffer::Out(&past_the_end), Buffer::In(512), Buffer::In(1)],
+    );
+    rig.kick(0).unwrap();
+    let used = all_used(&mut rig, 17);
+    assert_eq!(used.len(), 17);
+    for (i, chain) in chains.iter().enumerate() {
+        let written = rig.written(chain);
+        assert_eq!(written[..4096], before[i * 4096..(i + 1) * 4096]);
+        assert_eq!(written[4096], OK);
+        assert!(used.contains(&(chain.head, 4097)));
+    }
+    assert_eq!(rig.written(&refused)[512], IO_ERROR);
+    let after = contents(&file);
+    assert_eq!(after[..32 * 1024], before[..32 * 1024]);
+    for i in 0..8 {
+        assert_eq!(after[(8 + i) * 4096..(9 + i) * 4096], [i as u8; 4096]);
+    }
+}
+
+#[test]
+fn the_ring_tells_of_an_end_that_moved() {
+    let (file, _) = disk();
+    let mut rig = ring_rig(&file);
+    file.set_len(1024).unwrap();
+    let header = header(IN, 0);
+    let mut offer = |room| rig.offer(0, &[Buffer::Out(&header), Buffer::In(room), Buffer::In(1)]);
+    let (short, long) = (offer(1024), offer(2048));
+    rig.kick(0).unwrap();
+    all_used(&mut rig, 2);
+    assert_eq!(rig.written(&short)[1024], OK);
+    assert_eq!(rig.written(&long)[2048], IO_ERROR);
+}
+
+#[test]
+fn a_reset_waits_for_what_is_under_way() {
+    let (file, _) = disk();
+    let mut rig = ring_rig(&file);
+    let header = header(IN, 0);
+    for _ in 0..16 {
+        rig.offer(0, &[Buffer::Out(&header), Buffer::In(4096), Buffer::In(1)]);
+    }
+    rig.kick(0).unwrap();
+    rig.device.reset();
+    assert!(rig.device.ring.as_ref().unwrap().is_idle());
+}
