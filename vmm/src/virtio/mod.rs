@@ -10,11 +10,15 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+pub mod balloon;
+pub mod balloon;
 pub mod blk;
 pub mod build;
+pub mod console;
 pub mod fs;
 pub mod pmem;
 pub mod queue;
+pub mod rng;
 pub mod slices;
 pub mod sources;
 #[cfg(test)]
