@@ -1,1 +1,17 @@
-//! The sandbox: one pod, one virtual machine.
+//! Bulkhead's host side: a bundle becomes a container in a virtual machine of
+//! its own.
+//!
+//! - [`sandbox`]: one pod, one virtual machine: its start recipe and its end.
+//! - [`bundle`]: `config.json` and the root file system, read and rewritten for the guest.
+//! - [`container`]: a container in a sandbox: its streams, terminal, signals and exit status.
+//! - [`id`]: the names that people give.
+//! - [`text`]: text of strangers, made fit for a terminal.
+
+pub mod sandbox;
+
+pub mod bundle;
+pub mod container;
+pub mod id;
+pub mod text;
+
+mod sys;

@@ -1,0 +1,297 @@
+//! An OCI bundle: `config.json` and the root file system beside it.
+//!
+//! What must be right before a machine is started is checked here, once; the
+//! rest of the configuration is the agent's to read.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::stat::Mode,
+};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use serde_json::Value;
+
+mod guest;
+mod size;
+
+pub use guest::GuestSpec;
+pub use size::{Error as SizeError, Request as SizeRequest, size};
+
+use crate::{sandbox::Share, text::printable};
+
+/// The longest `config.json` that is read.
+const CONFIG_MAX: u64 = 2 << 20;
+
+/// Why a bundle cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such bundle.
+    #[error("cannot open the bundle {}; name the directory with config.json by --bundle", path.display())]
+    Bundle {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No configuration.
+    #[error("JSON specification file {} not found; `runc spec` makes one", path.display())]
+    NoConfig {
+        /// Where.
+        path: PathBuf,
+    },
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is larger than anything sensible.
+    #[error("{} has {length} bytes, at most {CONFIG_MAX} are read", path.display())]
+    TooLarge {
+        /// Where.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+    },
+    /// It is no JSON or of another form.
+    #[error("{} is not a valid configuration: {}", path.display(), printable(&source.to_string(), 300))]
+    Parse {
+        /// Where.
+        path: PathBuf,
+        /// Where and what is wrong.
+        source: serde_json::Error,
+    },
+    /// Another version of the specification.
+    #[error("ociVersion {version:?} in {} is not supported; versions 1.x are", path.display())]
+    Version {
+        /// Where.
+        path: PathBuf,
+        /// Which.
+        version: String,
+    },
+    /// A part that must be there is not.
+    #[error("{} has no {what}", path.display())]
+    Missing {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        what: &'static str,
+    },
+    /// No root file system.
+    #[error("invalid rootfs {}: it must be a directory; root.path in config.json names it", path.display())]
+    Root {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that cannot be done for a guest yet.
+    #[error("{what} is not supported: {advice}")]
+    Unsupported {
+        /// The property of config.json.
+        what: String,
+        /// What to do.
+        advice: &'static str,
+    },
+}
+
+/// A bundle that can be run.
+#[derive(Debug)]
+pub struct Bundle {
+    config: Value,
+    spec: Spec,
+    root: OwnedFd,
+}
+
+impl Bundle {
+    /// Reads and checks the bundle in `path`.
+    ///
+    /// # Errors
+    /// When something of it is missing, wrong or not supported.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let path = path.canonicalize().map_err(|source| Error::Bundle {
+            path: path.to_owned(),
+            source,
+        })?;
+        let file = path.join("config.json");
+        let (config, spec) = parse(&file, &read(&file)?)?;
+        let missing = |what| Error::Missing {
+            path: file.clone(),
+            what,
+        };
+        let process = spec.process().as_ref().ok_or(missing("process"))?;
+        let args = process.args().as_ref().filter(|args| !args.is_empty());
+        args.ok_or(missing("process.args"))?;
+        let root = spec.root().as_ref().ok_or(missing("root"))?;
+        supported(&spec)?;
+        let root_path = path.join(root.path());
+        let root = crate::sandbox::open_directory(&root_path).map_err(|source| Error::Root {
+            path: root_path,
+            source,
+        })?;
+        Ok(Self { config, spec, root })
+    }
+
+    /// The configuration, typed.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Whether the process is to have a terminal.
+    pub fn terminal(&self) -> bool {
+        let process = self.spec.process().as_ref();
+        process.and_then(|process| process.terminal()) == Some(true)
+    }
+
+    /// The root file system for the guest.
+    ///
+    /// A read-only root is shared read-only, so that even the guest's kernel cannot write to it,
+    /// where nothing is missing in it that a container needs to be mounted on.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn share(&self) -> io::Result<Share> {
+        let root = self.spec.root().as_ref();
+        let read_only = root.and_then(|root| root.readonly()) == Some(true);
+        Ok(Share {
+            read_only: read_only && self.missing_places().is_empty(),
+            directory: self.root.try_clone()?,
+        })
+    }
+
+    /// The mount points and the working directory that are not in the root file system.
+    fn missing_places(&self) -> Vec<PathBuf> {
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        let mut places: Vec<&Path> = Vec::new();
+        let process = self.spec.process().as_ref();
+        let wanted = mounts
+            .iter()
+            .map(|mount| mount.destination().as_path())
+            .chain(process.map(|process| process.cwd().as_path()));
+        for place in wanted {
+            // What lies below another mount is made there.
+            if !places
+                .iter()
+                .any(|above| place.starts_with(above) && *above != Path::new("/"))
+            {
+                places.push(place);
+            }
+        }
+        let missing = places.into_iter().filter(|place| !self.has(place));
+        missing.map(Path::to_owned).collect()
+    }
+
+    fn has(&self, place: &Path) -> bool {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .mode(Mode::empty())
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        openat2(&self.root, place, how).is_ok()
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => Error::NoConfig {
+            path: path.to_owned(),
+        },
+        _ => Error::Read {
+            path: path.to_owned(),
+            source,
+        },
+    };
+    let length = fs::metadata(path).map_err(failed)?.len();
+    if length > CONFIG_MAX {
+        return Err(Error::TooLarge {
+            path: path.to_owned(),
+            length,
+        });
+    }
+    fs::read(path).map_err(failed)
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<(Value, Spec), Error> {
+    let invalid = |source| Error::Parse {
+        path: path.to_owned(),
+        source,
+    };
+    let config: Value = serde_json::from_slice(text).map_err(invalid)?;
+    let version = config.get("ociVersion").and_then(Value::as_str);
+    match version {
+        None => {
+            return Err(Error::Missing {
+                path: path.to_owned(),
+                what: "ociVersion",
+            });
+        }
+        Some(version) if version.split('.').next() != Some("1") => {
+            return Err(Error::Version {
+                path: path.to_owned(),
+                version: printable(version, 40),
+            });
+        }
+        Some(_) => {}
+    }
+    // From the text and not from the value, so that an error names its line.
+    let spec = serde_json::from_slice(text).map_err(invalid)?;
+    Ok((config, spec))
+}
+
+/// Refuses what would need the host's side and is not there yet, rather than to run without it.
+fn supported(spec: &Spec) -> Result<(), Error> {
+    let unsupported = |what: String, advice| Err(Error::Unsupported { what, advice });
+    for mount in spec.mounts().iter().flatten() {
+        if guest::is_host_bind(mount) {
+            let source = mount.source().clone().unwrap_or_default();
+            return unsupported(
+                format!("the bind mount of {source:?} at {:?}", mount.destination()),
+                "directories of the host other than the root file system are not shared yet; remove it from `mounts`",
+            );
+        }
+    }
+    if let Some(hooks) = spec.hooks() {
+        if *hooks != oci_spec::runtime::Hooks::default() {
+            return unsupported("`hooks`".to_owned(), "remove it from config.json");
+        }
+    }
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    let namespaces = namespaces.map(Vec::as_slice).unwrap_or_default();
+    for namespace in namespaces {
+        if namespace
+            .path()
+            .as_ref()
+            .is_some_and(|path| !path.as_os_str().is_empty())
+        {
+            return unsupported(
+                format!("the path of the {} namespace", namespace.typ()),
+                "a virtual machine cannot join the host's namespaces; remove `path`",
+            );
+        }
+    }
+    let own_network = namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    if !own_network {
+        return unsupported(
+            "the host's network".to_owned(),
+            "add a namespace of type \"network\" to linux.namespaces",
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

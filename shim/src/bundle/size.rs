@@ -1,0 +1,206 @@
+//! How large a machine a container gets.
+//!
+//! ```text
+//!             --memory, --cpus    config.json's limits          neither
+//!   memory    as said             limit + 64 MiB for the guest  256 MiB
+//!   CPUs      as said             quota / period, rounded up    1
+//! ```
+//!
+//! A limit in config.json is also enforced in the guest, by the container's
+//! cgroup there.
+
+use oci_spec::runtime::Spec;
+
+use crate::sandbox::{MAX_CPUS, MIN_MEMORY_MIB, Size};
+
+/// Memory of a machine without any limit.
+const DEFAULT_MEMORY_MIB: u64 = 256;
+
+/// What the guest's kernel and agent need besides the container.
+const GUEST_MEMORY_MIB: u64 = 64;
+
+/// What was asked for on the command line.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    /// Memory.
+    pub memory_mib: Option<u64>,
+    /// CPUs.
+    pub cpus: Option<u64>,
+}
+
+/// Why a machine cannot have that size.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// Too little to boot.
+    #[error(
+        "{memory_mib} MiB of memory are too few: a guest needs at least {MIN_MEMORY_MIB} MiB; give more with --memory"
+    )]
+    TooLittle {
+        /// How much.
+        memory_mib: u64,
+    },
+    /// More than there is.
+    #[error(
+        "{memory_mib} MiB of memory are more than this host's {host_mib} MiB; give less with --memory"
+    )]
+    TooMuch {
+        /// How much.
+        memory_mib: u64,
+        /// The host's.
+        host_mib: u64,
+    },
+    /// Out of range.
+    #[error("{cpus} CPUs are not possible: a guest has 1 to {MAX_CPUS}; choose with --cpus")]
+    Cpus {
+        /// How many.
+        cpus: u64,
+    },
+    /// A limit that is none.
+    #[error(
+        "linux.resources.memory.limit in config.json is {limit}; give a number of bytes above 0, or -1 for none"
+    )]
+    Limit {
+        /// The limit.
+        limit: i64,
+    },
+}
+
+/// The size of the machine for a container, on a host with `host_mib` of memory.
+///
+/// # Errors
+/// When it is none that a machine can have on this host.
+pub fn size(spec: &Spec, request: Request, host_mib: u64) -> Result<Size, Error> {
+    let memory_mib = match request.memory_mib {
+        Some(memory_mib) => memory_mib,
+        None => limit_mib(spec)?.map_or(DEFAULT_MEMORY_MIB, |mib| mib + GUEST_MEMORY_MIB),
+    };
+    if memory_mib < MIN_MEMORY_MIB {
+        return Err(Error::TooLittle { memory_mib });
+    }
+    if memory_mib > host_mib {
+        return Err(Error::TooMuch {
+            memory_mib,
+            host_mib,
+        });
+    }
+    let cpus = match request.cpus {
+        Some(cpus) => cpus,
+        // A container may be allowed more than a machine can have.
+        None => quota_cpus(spec).unwrap_or(1).min(u64::from(MAX_CPUS)),
+    };
+    match u8::try_from(cpus) {
+        Ok(cpus @ 1..=MAX_CPUS) => Ok(Size { cpus, memory_mib }),
+        _ => Err(Error::Cpus { cpus }),
+    }
+}
+
+fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let limit = resources
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(|memory| memory.limit());
+    match limit {
+        None | Some(-1) => Ok(None),
+        Some(limit) if limit > 0 => Ok(Some((limit as u64).div_ceil(1 << 20))),
+        Some(limit) => Err(Error::Limit { limit }),
+    }
+}
+
+fn quota_cpus(spec: &Spec) -> Option<u64> {
+    let resources = spec.linux().as_ref()?.resources().as_ref()?;
+    let cpu = resources.cpu().as_ref()?;
+    let quota = u64::try_from(cpu.quota()?)
+        .ok()
+        .filter(|quota| *quota > 0)?;
+    // The kernel's own default.
+    let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+    Some(quota.div_ceil(period))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(resources: serde_json::Value) -> Spec {
+        let config = json!({"ociVersion": "1.0.2", "linux": {"resources": resources}});
+        serde_json::from_value(config).expect("a spec")
+    }
+
+    fn of(resources: serde_json::Value, request: Request) -> Result<Size, Error> {
+        size(&spec(resources), request, 4096)
+    }
+
+    #[test]
+    fn without_limits_a_machine_has_the_documented_size() {
+        let expected = Size {
+            cpus: 1,
+            memory_mib: 256,
+        };
+        assert_eq!(of(json!({}), Request::default()), Ok(expected));
+    }
+
+    #[test]
+    fn limits_of_the_configuration_size_the_machine() {
+        let limits = json!({
+            "memory": {"limit": (512_i64 << 20) + 1},
+            "cpu": {"quota": 150_000, "period": 100_000}
+        });
+        let expected = Size {
+            cpus: 2,
+            memory_mib: 513 + 64,
+        };
+        assert_eq!(of(limits, Request::default()), Ok(expected));
+    }
+
+    #[test]
+    fn flags_come_before_the_configuration() {
+        let request = Request {
+            memory_mib: Some(100),
+            cpus: Some(3),
+        };
+        let limits = json!({"memory": {"limit": 1_i64 << 30}, "cpu": {"quota": 100}});
+        let expected = Size {
+            cpus: 3,
+            memory_mib: 100,
+        };
+        assert_eq!(of(limits, request), Ok(expected));
+    }
+
+    #[test]
+    fn memory_of_0_or_above_the_hosts_is_refused_with_both_numbers() {
+        let ask = |memory_mib| Request {
+            memory_mib: Some(memory_mib),
+            cpus: None,
+        };
+        assert_eq!(
+            of(json!({}), ask(0)),
+            Err(Error::TooLittle { memory_mib: 0 })
+        );
+        let error = of(json!({}), ask(5000)).expect_err("refused");
+        assert!(error.to_string().contains("5000 MiB"), "{error}");
+        assert!(error.to_string().contains("4096 MiB"), "{error}");
+        let limit = json!({"memory": {"limit": 0}});
+        assert_eq!(
+            of(limit, Request::default()),
+            Err(Error::Limit { limit: 0 })
+        );
+    }
+
+    #[test]
+    fn cpus_out_of_range_are_refused_and_quotas_are_cut() {
+        for cpus in [0, 33, 1 << 40] {
+            let request = Request {
+                memory_mib: None,
+                cpus: Some(cpus),
+            };
+            assert_eq!(of(json!({}), request), Err(Error::Cpus { cpus }));
+        }
+        let much = json!({"cpu": {"quota": 100_000_000}});
+        assert_eq!(of(much, Request::default()).map(|size| size.cpus), Ok(32));
+    }
+}

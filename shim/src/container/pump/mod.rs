@@ -1,0 +1,229 @@
+//! One direction of one stream: bytes from a descriptor to another.
+//!
+//! Each has a thread of its own, since the descriptors that a command inherits
+//! are shared with others and must not be made non-blocking, and files are
+//! always ready. The thread holds at most one buffer: a reader that is slow
+//! slows the writer, through the kernel's pipes, sockets and vsock credit. Where
+//! one side is a pipe the bytes are spliced and never seen.
+//!
+//! ```text
+//!   source ends         → the sink's writing half is shut, the thread ends
+//!   sink's reader gone  → the source is shut, so that its writer learns it
+//!   Pump dropped        → the thread ends
+//! ```
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    thread::JoinHandle,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{SpliceFFlags, splice},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        socket::{Shutdown, shutdown},
+        stat::{SFlag, fstat},
+    },
+    unistd::{read, write},
+};
+use tokio::sync::watch;
+
+const BUFFER: usize = 32 * 1024;
+const SPLICE: usize = 1 << 20;
+const STACK: usize = 64 * 1024 + BUFFER;
+
+/// A stream under way. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Pump {
+    thread: Option<JoinHandle<()>>,
+    stop: EventFd,
+    ended: watch::Receiver<()>,
+}
+
+impl Pump {
+    /// Carries the bytes of `source` to `sink`, beginning now.
+    pub(super) fn start(name: &str, source: OwnedFd, sink: OwnedFd) -> io::Result<Self> {
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let stopped = stop.as_fd().try_clone_to_owned()?;
+        let (ending, ended) = watch::channel(());
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                let _ending = ending;
+                Ends {
+                    source: source.as_fd(),
+                    sink: sink.as_fd(),
+                    stop: stopped.as_fd(),
+                }
+                .run();
+            })?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+            ended,
+        })
+    }
+
+    /// Waits for the end of the stream.
+    pub(super) async fn ended(&self) {
+        // Nothing is ever sent: the error is the sender's end, with the thread.
+        let _ = self.ended.clone().changed().await;
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Ends<'a> {
+    source: BorrowedFd<'a>,
+    sink: BorrowedFd<'a>,
+    stop: BorrowedFd<'a>,
+}
+
+/// Why no more bytes are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Sink,
+    Stopped,
+}
+
+impl Ends<'_> {
+    fn run(&self) {
+        let end = match is_pipe(self.source) || is_pipe(self.sink) {
+            true => self.splice(),
+            false => self.copy(),
+        };
+        match end {
+            // Those that are no sockets end when they are closed.
+            End::Source => {
+                let _ = shutdown(self.sink.as_raw_fd(), Shutdown::Write);
+            }
+            End::Sink => {
+                let _ = shutdown(self.source.as_raw_fd(), Shutdown::Both);
+            }
+            End::Stopped => {}
+        }
+    }
+
+    fn splice(&self) -> End {
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+        loop {
+            if let Err(end) = self.readable().and_then(|()| self.writable()) {
+                return end;
+            }
+            match splice(self.source, None, self.sink, None, SPLICE, flags) {
+                Ok(0) => return End::Source,
+                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+                // Files opened for appending, and some devices, cannot be spliced.
+                Err(Errno::EINVAL) => return self.copy(),
+                Err(Errno::EPIPE) => return End::Sink,
+                Err(errno) => return self.broken(errno),
+            }
+        }
+    }
+
+    fn copy(&self) -> End {
+        let mut buffer = [0; BUFFER];
+        loop {
+            if let Err(end) = self.readable() {
+                return end;
+            }
+            match read(self.source, &mut buffer) {
+                // A terminal whose other side is closed.
+                Ok(0) | Err(Errno::EIO) => return End::Source,
+                Ok(count) => {
+                    if let Err(end) = self.write_all(&buffer[..count]) {
+                        return end;
+                    }
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(errno) => return self.broken(errno),
+            }
+        }
+    }
+
+    fn write_all(&self, mut bytes: &[u8]) -> Result<(), End> {
+        while !bytes.is_empty() {
+            self.writable()?;
+            match write(self.sink, bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(Errno::EPIPE | Errno::EIO) => return Err(End::Sink),
+                Err(errno) => return Err(self.broken(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes, or the end, of the source.
+    fn readable(&self) -> Result<(), End> {
+        let [source, sink] = self.poll(PollFlags::POLLIN, PollFlags::empty())?;
+        let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+        if sink.intersects(gone) && !source.intersects(PollFlags::POLLIN) {
+            return Err(End::Sink);
+        }
+        Ok(())
+    }
+
+    /// Waits for room in the sink.
+    fn writable(&self) -> Result<(), End> {
+        self.poll(PollFlags::empty(), PollFlags::POLLOUT)
+            .map(|_| ())
+    }
+
+    /// Waits until what is asked of either holds, or something is over.
+    fn poll(&self, source: PollFlags, sink: PollFlags) -> Result<[PollFlags; 2], End> {
+        loop {
+            let mut fds = [
+                PollFd::new(self.stop, PollFlags::POLLIN),
+                PollFd::new(self.source, source),
+                PollFd::new(self.sink, sink),
+            ];
+            // A source that has hung up may still have bytes: it must not wake the wait for room.
+            let watched = if source.is_empty() {
+                fds.swap(1, 2);
+                &mut fds[..2]
+            } else {
+                &mut fds[..]
+            };
+            match poll(watched, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(self.broken(errno)),
+            }
+            let seen = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+            if !seen[0].is_empty() {
+                return Err(End::Stopped);
+            }
+            return Ok([seen[1], seen[2]]);
+        }
+    }
+
+    fn broken(&self, errno: Errno) -> End {
+        match errno {
+            Errno::ECONNRESET => End::Source,
+            _ => {
+                tracing::warn!(%errno, "a standard stream broke");
+                End::Sink
+            }
+        }
+    }
+}
+
+fn is_pipe(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|status| status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits())
+}
+
+#[cfg(test)]
+mod tests;

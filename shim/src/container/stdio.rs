@@ -1,0 +1,180 @@
+//! The standard streams of a container: which descriptor of ours goes to which
+//! stream of the guest.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::sys::stat::{SFlag, fstat, major, minor};
+use protocol::{StreamId, agent};
+use tokio::net::UnixStream;
+
+use super::pump::Pump;
+use crate::{
+    sandbox::{self, Sandbox},
+    sys,
+};
+
+/// What is to be connected, before it is.
+#[derive(Debug)]
+pub struct Wiring {
+    stdin: Option<Wire>,
+    stdout: Option<Wire>,
+    stderr: Option<Wire>,
+}
+
+/// One descriptor of ours and the name of its stream.
+#[derive(Debug)]
+struct Wire {
+    fd: OwnedFd,
+    id: StreamId,
+}
+
+/// Connected streams that carry nothing yet.
+#[derive(Debug)]
+pub struct Streams {
+    input: Option<(OwnedFd, UnixStream)>,
+    outputs: Vec<(UnixStream, OwnedFd)>,
+}
+
+/// Streams under way. Dropping it ends them.
+#[derive(Debug)]
+pub(super) struct Running {
+    _input: Option<Pump>,
+    outputs: Vec<Pump>,
+}
+
+impl Wiring {
+    /// This process's own streams, those of a terminal if `terminal`: its output has no second
+    /// stream for errors.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn inherited(terminal: bool) -> io::Result<Self> {
+        let stderr = match terminal {
+            true => None,
+            false => wire(&io::stderr())?,
+        };
+        Ok(Self {
+            stdin: wire(&io::stdin())?,
+            stdout: wire(&io::stdout())?,
+            stderr,
+        })
+    }
+
+    /// No streams at all.
+    pub fn none() -> Self {
+        Self {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
+    }
+
+    /// The streams' names for the agent.
+    pub(super) fn names(&self) -> agent::Streams {
+        let name = |wire: &Option<Wire>| wire.as_ref().map_or(0, |wire| wire.id.0);
+        agent::Streams {
+            stdin: name(&self.stdin),
+            stdout: name(&self.stdout),
+            stderr: name(&self.stderr),
+            ..Default::default()
+        }
+    }
+
+    /// Connects all of them at once.
+    pub(super) async fn open(self, sandbox: &Sandbox) -> Result<Streams, sandbox::Error> {
+        let (stdin, stdout, stderr) = tokio::try_join!(
+            connect(self.stdin, sandbox),
+            connect(self.stdout, sandbox),
+            connect(self.stderr, sandbox),
+        )?;
+        let outputs = [stdout, stderr].into_iter().flatten();
+        Ok(Streams {
+            input: stdin,
+            outputs: outputs.map(|(fd, stream)| (stream, fd)).collect(),
+        })
+    }
+}
+
+impl Streams {
+    /// Begins to relay.
+    pub(super) fn relay(self) -> io::Result<Running> {
+        let pumps = self.outputs.into_iter().map(|(guest, fd)| {
+            let guest = OwnedFd::from(guest.into_std()?);
+            Pump::start("stdout", guest, fd)
+        });
+        let outputs = pumps.collect::<io::Result<_>>()?;
+        let input = self.input.map(|(fd, guest)| {
+            let guest = OwnedFd::from(guest.into_std()?);
+            Pump::start("stdin", fd, guest)
+        });
+        Ok(Running {
+            _input: input.transpose()?,
+            outputs,
+        })
+    }
+}
+
+impl Running {
+    /// Waits until all output was written.
+    pub(super) async fn drained(&self) {
+        for output in &self.outputs {
+            output.ended().await;
+        }
+    }
+}
+
+async fn connect(
+    wire: Option<Wire>,
+    sandbox: &Sandbox,
+) -> Result<Option<(OwnedFd, UnixStream)>, sandbox::Error> {
+    match wire {
+        Some(wire) => Ok(Some((wire.fd, sandbox.stream(wire.id).await?))),
+        None => Ok(None),
+    }
+}
+
+/// A stream for `fd`, unless that is /dev/null, which the guest has itself.
+fn wire(fd: &impl AsFd) -> io::Result<Option<Wire>> {
+    let status = fstat(fd)?;
+    let character =
+        SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFCHR;
+    if character && (major(status.st_rdev), minor(status.st_rdev)) == (1, 3) {
+        return Ok(None);
+    }
+    // 0 names no stream.
+    let id = u64::from_le_bytes(sys::random()).max(1);
+    Ok(Some(Wire {
+        fd: fd.as_fd().try_clone_to_owned()?,
+        id: StreamId(id),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_relayed_to_or_from_dev_null() {
+        let null = File::open("/dev/null").expect("open");
+        assert!(wire(&null).expect("wired").is_none());
+    }
+
+    #[test]
+    fn each_stream_has_a_name_of_its_own() {
+        let file = File::open("/dev/zero").expect("open");
+        let first = wire(&file).expect("wired").expect("a wire");
+        let second = wire(&file).expect("wired").expect("a wire");
+        assert_ne!(first.id, second.id);
+    }
+
+    #[test]
+    fn a_container_without_streams_names_none() {
+        let names = Wiring::none().names();
+        assert_eq!((names.stdin, names.stdout, names.stderr), (0, 0, 0));
+    }
+}

@@ -1,0 +1,117 @@
+//! What the virtual machine of a sandbox is: its size, devices and kernel
+//! command line.
+
+use std::os::fd::OwnedFd;
+
+use protocol::READY_PORT;
+use vmm::{
+    config::{BootConfig, DeviceConfig, GuestPort, VmConfig},
+    launch::Launch,
+};
+
+use super::Resources;
+
+/// The tag of the directory with the container's root file system.
+pub const ROOT_TAG: &str = "root";
+
+/// The guest's vsock address; every guest has the same, each has its own host side.
+const GUEST_CID: u32 = 3;
+
+/// The fewest MiB in which the guest's kernel, its agent and a small program run.
+pub const MIN_MEMORY_MIB: u64 = 64;
+
+/// The most CPUs a machine can have.
+pub const MAX_CPUS: u8 = 32;
+
+/// How large a machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// CPUs, 1 to [`MAX_CPUS`]. One boots, the agent brings up the others.
+    pub cpus: u8,
+    /// Memory.
+    pub memory_mib: u64,
+}
+
+/// A directory that is shared with the guest.
+#[derive(Debug)]
+pub struct Share {
+    /// The directory, opened.
+    pub directory: OwnedFd,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// The host's ends of what the machine is wired to, and the descriptors it is made from.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) resources: Resources,
+    pub(super) console: OwnedFd,
+    pub(super) vsock: OwnedFd,
+    pub(super) ready: OwnedFd,
+    pub(super) root: Option<Share>,
+}
+
+/// Gives the parts to `launch` and returns the configuration that names them.
+pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig {
+    let mut devices = vec![DeviceConfig::Vsock {
+        cid: GUEST_CID,
+        listener: launch.pass(parts.vsock),
+        guest_ports: vec![GuestPort {
+            port: READY_PORT,
+            socket: launch.pass(parts.ready),
+        }],
+    }];
+    if let Some(root) = parts.root {
+        devices.push(DeviceConfig::Fs {
+            tag: ROOT_TAG.to_owned(),
+            directory: launch.pass(root.directory),
+            read_only: root.read_only,
+        });
+    }
+    devices.push(DeviceConfig::Rng {});
+    devices.push(DeviceConfig::Balloon { inflate_mib: 0 });
+    VmConfig {
+        boot: BootConfig {
+            kernel: launch.pass(parts.resources.kernel),
+            image: Some(launch.pass(parts.resources.image)),
+            initrd: None,
+            cmdline: cmdline(),
+        },
+        cpus: size.cpus,
+        memory_mib: size.memory_mib,
+        kvm: Some(launch.pass(parts.resources.kvm)),
+        console_log: Some(launch.pass(parts.console)),
+        control: None,
+        serial: None,
+        devices,
+    }
+}
+
+/// The kernel's command line. The VMM adds what depends on its own layout, such as where the
+/// console's ring lies.
+pub fn cmdline() -> String {
+    [
+        // The log goes to the ring alone, without a console that costs exits.
+        "quiet loglevel=4 console=ttynull 8250.nr_uarts=0",
+        // A kernel that fails ends the machine at once.
+        "panic=-1 reboot=t",
+        // The agent brings the other CPUs online; no device needs bounce buffers.
+        "maxcpus=1 swiotlb=noforce",
+        // The image is memory that all machines share.
+        "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro init=/init",
+    ]
+    .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_the_golden_one() {
+        assert_eq!(
+            cmdline() + "\n",
+            include_str!("../../tests/golden/cmdline.txt")
+        );
+    }
+}

@@ -1,0 +1,455 @@
+//! One pod, one virtual machine.
+//!
+//! [`Sandbox::start`] is the recipe, read from top to bottom. Whatever a step
+//! makes belongs to a value that undoes it when dropped, so that an error, a
+//! signal or a deadline anywhere leaves nothing behind: no process, no file.
+//!
+//! ```text
+//!   state directory ─ resources ─ console, vsock, ready ─ VMM ─ hello ─ agent
+//!                                                          └────── dies ──► Error
+//! ```
+
+use std::{
+    io,
+    os::unix::net::UnixStream as StdUnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use protocol::{
+    Hello, HelloError, StreamId,
+    agent::{ConfigureGuestRequest, ConfigureGuestResponse, SharedDirectory},
+    agent_ttrpc::AgentClient,
+};
+use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
+
+mod agent;
+pub mod console;
+mod machine;
+mod resources;
+mod state;
+mod trace;
+mod vmm;
+
+pub use console::Console;
+pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, ROOT_TAG, Share, Size, cmdline};
+pub use resources::{Error as ResourceError, Files, Resources, open_directory};
+pub use state::{Error as StateError, Made, StateDir};
+pub use trace::{Record, Span, Trace};
+pub use vmm::Death;
+
+use self::vmm::Vmm;
+use crate::{
+    id::{ContainerId, Namespace},
+    sys,
+    text::printable,
+};
+
+/// Where the guest mounts the container's root file system.
+pub const GUEST_ROOT: &str = "/run/bulkhead/root";
+
+/// How long one call to a running agent may take.
+const CALL: Duration = Duration::from_secs(30);
+
+/// How long after the end of a connection the end of the VMM is waited for.
+const DEATH: Duration = Duration::from_millis(500);
+
+/// The lines of the guest's console in an error.
+const CONSOLE_LINES: usize = 8;
+
+/// Bytes of entropy given to a guest.
+const ENTROPY: usize = 64;
+
+/// What a sandbox is started from.
+#[derive(Debug)]
+pub struct Plan {
+    /// The directory of all sandboxes, mostly `/run/bulkhead`.
+    pub state_root: PathBuf,
+    /// The group it belongs to.
+    pub namespace: Namespace,
+    /// Its name.
+    pub id: ContainerId,
+    /// The files it is made from.
+    pub files: Files,
+    /// How large it is.
+    pub size: Size,
+    /// The container's root file system; a guest without one can be probed.
+    pub root: Option<Share>,
+    /// The guest's host name.
+    pub hostname: String,
+    /// How long the guest may take to boot.
+    pub deadline: Duration,
+}
+
+/// A running virtual machine whose agent answers. Dropping it ends the machine and removes what
+/// was made for it.
+pub struct Sandbox {
+    agent: AgentClient,
+    vmm: Vmm,
+    console: Console,
+    state: StateDir,
+    trace: Trace,
+    size: Size,
+    hostname: String,
+    share_read_only: Option<bool>,
+    /// When the guest's clock began, on the trace's.
+    guest_epoch_ns: u64,
+}
+
+/// Why a sandbox did not start, or what it could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No directory for it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Something it is made from is missing.
+    #[error(transparent)]
+    Resources(#[from] ResourceError),
+    /// The host ran out of something.
+    #[error("cannot make {what} for the virtual machine")]
+    Make {
+        /// Of what.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM could not be started.
+    #[error("cannot start the virtual machine")]
+    Launch(#[source] ::vmm::launch::Error),
+    /// The VMM ended before the agent came up.
+    #[error("the virtual machine ended while it booted: {death}{console}")]
+    BootDeath {
+        /// How.
+        death: Death,
+        /// The guest's last lines.
+        console: ConsoleTail,
+    },
+    /// The agent did not come up in time.
+    #[error(
+        "the guest did not boot within {seconds} s; try --start-timeout with more seconds, or `bulkhead check`{console}"
+    )]
+    BootDeadline {
+        /// The deadline.
+        seconds: u64,
+        /// The guest's last lines.
+        console: ConsoleTail,
+    },
+    /// What came up is no agent of ours.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// The VMM ended later.
+    #[error("the virtual machine ended while {doing}: {death}{console}")]
+    Death {
+        /// What was being done.
+        doing: &'static str,
+        /// How.
+        death: Death,
+        /// The guest's last lines.
+        console: ConsoleTail,
+    },
+    /// The guest's side is there and does not talk.
+    #[error("the connection to the guest failed while {doing}")]
+    Connection {
+        /// What was being done.
+        doing: &'static str,
+        /// How it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent did not answer in time.
+    #[error("the guest's agent did not answer within {} s while {doing}", CALL.as_secs())]
+    CallDeadline {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The agent refused.
+    #[error("{message}")]
+    Refused {
+        /// What was being done.
+        doing: &'static str,
+        /// The agent's reason.
+        code: ttrpc::Code,
+        /// Its words, made printable.
+        message: String,
+    },
+}
+
+/// The guest's last lines, as they are appended to an error.
+#[derive(Debug)]
+pub struct ConsoleTail(Vec<String>);
+
+impl std::fmt::Display for ConsoleTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("; the guest's console is empty");
+        }
+        f.write_str("; the guest's console ends with:")?;
+        self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
+    }
+}
+
+impl Sandbox {
+    /// Starts a virtual machine and waits until its agent answers.
+    ///
+    /// # Errors
+    /// When a step fails; everything before it is undone.
+    pub async fn start(plan: Plan, trace: &Trace) -> Result<Self, Error> {
+        let spawning = trace.span("vmm spawned");
+        let state = StateDir::create(&plan.state_root, &plan.namespace, &plan.id)?;
+        let resources = Resources::open(&plan.files)?;
+        let console = Console::new().map_err(make("the console's ring"))?;
+        let vsock = state.listen(VSOCK)?;
+        let (ready, theirs) = StdUnixStream::pair().map_err(make("a socket pair"))?;
+        let share_read_only = plan.root.as_ref().map(|root| root.read_only);
+
+        let mut launch =
+            ::vmm::launch::Launch::new(resources.vmm.try_clone().map_err(make("a descriptor"))?);
+        let parts = machine::Parts {
+            console: console.for_vmm().map_err(make("a descriptor"))?,
+            vsock: vsock.into(),
+            ready: theirs.into(),
+            root: plan.root,
+            resources,
+        };
+        let config = machine::compose(&mut launch, plan.size, parts);
+        state.record(&Made::Vmm)?;
+        let vmm = Vmm::launch(launch, &config).map_err(Error::Launch)?;
+        drop(spawning);
+        tracing::debug!(pid = vmm.pid(), "the VMM runs");
+
+        let spawned_ns = trace.now_ns();
+        let hello = hello(ready, &vmm, &console, plan.deadline).await?;
+        let guest_epoch_ns = draw_boot(trace, spawned_ns, hello);
+        let connecting = trace.span("agent connected");
+        let path = state.short_path(VSOCK);
+        let agent = connected(
+            &vmm,
+            &console,
+            "connecting to the agent",
+            agent::client(&path),
+        );
+        let agent = agent.await?;
+        drop(connecting);
+        Ok(Self {
+            agent,
+            vmm,
+            console,
+            state,
+            trace: trace.clone(),
+            size: plan.size,
+            hostname: plan.hostname,
+            share_read_only,
+            guest_epoch_ns,
+        })
+    }
+
+    /// Sets the guest up. It may be under way together with the first container's making: the
+    /// agent does the one after the other.
+    ///
+    /// # Errors
+    /// When the agent refuses or the machine ends.
+    pub async fn configure(&self) -> Result<ConfigureGuestResponse, Error> {
+        let _span = self.trace.span("guest configured");
+        let request = ConfigureGuestRequest {
+            version: protocol::VERSION,
+            time_ns: sys::realtime_ns(),
+            entropy: sys::random::<ENTROPY>().to_vec(),
+            hostname: self.hostname.clone(),
+            online_cpus: u32::from(self.size.cpus),
+            shared_directories: self.shared_directories(),
+            ..Default::default()
+        };
+        self.call("configuring the guest", async |agent| {
+            agent.configure_guest(no_limit(), &request).await
+        })
+        .await
+    }
+
+    fn shared_directories(&self) -> Vec<SharedDirectory> {
+        let shared = |read_only| SharedDirectory {
+            tag: ROOT_TAG.to_owned(),
+            mount_point: GUEST_ROOT.to_owned(),
+            read_only,
+            ..Default::default()
+        };
+        self.share_read_only.map(shared).into_iter().collect()
+    }
+
+    /// Calls the agent, which must answer soon. The death of the VMM ends the call at once.
+    ///
+    /// # Errors
+    /// When the agent refuses or is silent, or the machine ends.
+    pub async fn call<T>(
+        &self,
+        doing: &'static str,
+        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
+        timeout(CALL, self.wait(doing, call))
+            .await
+            .unwrap_or(Err(Error::CallDeadline { doing }))
+    }
+
+    /// Calls the agent for something that may take for ever. The death of the VMM ends the call
+    /// at once.
+    ///
+    /// # Errors
+    /// When the agent refuses or the machine ends.
+    pub async fn wait<T>(
+        &self,
+        doing: &'static str,
+        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
+        let answer = tokio::select! {
+            biased;
+            answer = call(&self.agent) => answer,
+            () = self.vmm.ended() => return Err(death(doing, &self.vmm, &self.console)),
+        };
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(ttrpc::Error::RpcStatus(status)) => Err(Error::Refused {
+                doing,
+                code: status.code(),
+                message: printable(&status.message, 1000),
+            }),
+            Err(error) => {
+                Err(broken(doing, &self.vmm, &self.console, io::Error::other(error)).await)
+            }
+        }
+    }
+
+    /// Opens a standard stream by its name.
+    ///
+    /// # Errors
+    /// When the agent does not take it.
+    pub async fn stream(&self, id: StreamId) -> Result<UnixStream, Error> {
+        let path = self.state.short_path(VSOCK);
+        let doing = "opening a standard stream";
+        connected(&self.vmm, &self.console, doing, agent::stream(&path, id)).await
+    }
+
+    /// Where its state lies.
+    pub fn path(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// The trace of its start.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// The VMM's pid.
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm.pid()
+    }
+
+    /// A moment of the guest's clock on the trace's.
+    pub fn guest_ns(&self, boot_ns: u64) -> u64 {
+        self.guest_epoch_ns.saturating_add(boot_ns)
+    }
+
+    /// Keeps the trace for those who look while the sandbox runs.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_trace(&self) -> Result<(), Error> {
+        let json = self.trace.record().to_json();
+        Ok(self.state.write("trace.json", json.as_bytes())?)
+    }
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox")
+            .field("path", &self.path())
+            .field("vmm_pid", &self.vmm_pid())
+            .finish_non_exhaustive()
+    }
+}
+
+const VSOCK: &str = "vsock.sock";
+
+/// Deadlines are kept here, where the death of the VMM is seen too.
+pub(crate) fn no_limit() -> ttrpc::context::Context {
+    ttrpc::context::with_timeout(0)
+}
+
+/// Waits for the agent's first words, the VMM's death or the deadline, whatever comes first.
+async fn hello(
+    ready: StdUnixStream,
+    vmm: &Vmm,
+    console: &Console,
+    deadline: Duration,
+) -> Result<Hello, Error> {
+    ready.set_nonblocking(true).map_err(make("a socket pair"))?;
+    let mut ready = UnixStream::from_std(ready).map_err(make("a socket pair"))?;
+    let mut bytes = [0; Hello::LEN];
+    let heard = tokio::select! {
+        biased;
+        heard = timeout(deadline, ready.read_exact(&mut bytes)) => heard,
+        () = vmm.ended() => Ok(Err(io::ErrorKind::UnexpectedEof.into())),
+    };
+    match heard {
+        Ok(Ok(_)) => Ok(Hello::from_bytes(&bytes)?),
+        Ok(Err(source)) => match broken("waiting for the agent", vmm, console, source).await {
+            Error::Death { death, console, .. } => Err(Error::BootDeath { death, console }),
+            other => Err(other),
+        },
+        Err(_) => Err(Error::BootDeadline {
+            seconds: deadline.as_secs(),
+            console: ConsoleTail(console.last_lines(CONSOLE_LINES)),
+        }),
+    }
+}
+
+/// Adds the guest's own times to the trace and returns where its clock begins there. What the
+/// guest says is taken for no more than lies between the VMM's start and now.
+fn draw_boot(trace: &Trace, spawned_ns: u64, hello: Hello) -> u64 {
+    let now_ns = trace.now_ns();
+    let lasted_ns = now_ns - spawned_ns;
+    let ready_ns = hello.ready_ns.min(lasted_ns);
+    let main_ns = hello.main_ns.min(ready_ns);
+    let epoch_ns = now_ns - ready_ns;
+    trace.add("vm made, kernel entered", spawned_ns, epoch_ns);
+    trace.add("kernel booted", epoch_ns, epoch_ns + main_ns);
+    trace.add("agent ready", epoch_ns + main_ns, now_ns);
+    epoch_ns
+}
+
+/// Waits for a connection with a deadline; the VMM's death ends it.
+async fn connected<T>(
+    vmm: &Vmm,
+    console: &Console,
+    doing: &'static str,
+    connection: impl Future<Output = io::Result<T>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        result = timeout(CALL, connection) => match result {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(source)) => Err(broken(doing, vmm, console, source).await),
+            Err(_) => Err(Error::CallDeadline { doing }),
+        },
+        () = vmm.ended() => Err(death(doing, vmm, console)),
+    }
+}
+
+/// Why a connection broke: mostly because the VMM died, which is then told.
+async fn broken(doing: &'static str, vmm: &Vmm, console: &Console, source: io::Error) -> Error {
+    match timeout(DEATH, vmm.ended()).await {
+        Ok(()) => death(doing, vmm, console),
+        Err(_) => Error::Connection { doing, source },
+    }
+}
+
+fn death(doing: &'static str, vmm: &Vmm, console: &Console) -> Error {
+    Error::Death {
+        doing,
+        death: vmm.death(),
+        console: ConsoleTail(console.last_lines(CONSOLE_LINES)),
+    }
+}
+
+fn make(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Make { what, source }
+}

@@ -1,0 +1,307 @@
+//! A sandbox's directory: `<root>/<namespace>/<id>/`, mode 0700.
+//!
+//! ```text
+//!   journal     what was made, each line written before the thing is
+//!   vsock.sock  the way into the guest
+//!   trace.json  where the start's time went
+//! ```
+//!
+//! The journal is locked for as long as its owner lives. A directory whose
+//! journal nobody holds is a leftover of an owner that was killed: the next one
+//! of that name undoes it. Making and undoing happen under a lock on the
+//! namespace's directory, so two at once cannot meet half-way.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{DirBuilderExt, OpenOptionsExt},
+            net::UnixListener,
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
+
+use crate::id::{ContainerId, Namespace};
+
+const JOURNAL: &str = "journal";
+
+/// Why there is no directory for a sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name is taken by a sandbox that runs.
+    #[error(
+        "container with given ID already exists: {id} runs in {}; choose another ID or end it first",
+        path.display()
+    )]
+    Exists {
+        /// The name.
+        id: ContainerId,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// A step on the file system failed.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Something that is about to be made.
+#[derive(Debug, Serialize)]
+#[serde(tag = "made", rename_all = "snake_case")]
+pub enum Made {
+    /// This directory, by the process with this id.
+    Directory {
+        /// The owner.
+        owner: u32,
+    },
+    /// A file in this directory.
+    File {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The VMM's process, which dies with the owner.
+    Vmm,
+}
+
+/// The directory. Dropping it removes it with all that is in it.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    directory: File,
+    journal: Flock<File>,
+}
+
+impl StateDir {
+    /// Makes the directory, having undone a leftover of the same name.
+    ///
+    /// # Errors
+    /// When the name is in use or the file system refuses.
+    pub fn create(root: &Path, namespace: &Namespace, id: &ContainerId) -> Result<Self, Error> {
+        let namespace_path = root.join(namespace.as_str());
+        private()
+            .recursive(true)
+            .create(&namespace_path)
+            .map_err(failed("make the directory", &namespace_path))?;
+        let parent = File::open(&namespace_path).map_err(failed("open", &namespace_path))?;
+        let _turn = Flock::lock(parent, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| failed("lock", &namespace_path)(errno.into()))?;
+
+        let path = namespace_path.join(id.as_str());
+        match private().create(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                undo_leftover(&path, id)?;
+                private()
+                    .create(&path)
+                    .map_err(failed("make the directory", &path))?;
+            }
+            Err(error) => return Err(failed("make the directory", &path)(error)),
+        }
+        Self::fill(path.clone()).inspect_err(|_| {
+            // It was made a moment ago by nobody else.
+            let _ = fs::remove_dir_all(&path);
+        })
+    }
+
+    fn fill(path: PathBuf) -> Result<Self, Error> {
+        let directory = File::open(&path).map_err(failed("open", &path))?;
+        let file = path.join(JOURNAL);
+        let journal = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&file)
+            .map_err(failed("make", &file))?;
+        let journal = Flock::lock(journal, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| failed("lock", &file)(errno.into()))?;
+        let state = Self {
+            path,
+            directory,
+            journal,
+        };
+        state.record(&Made::Directory {
+            owner: std::process::id(),
+        })?;
+        Ok(state)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes what is about to be made.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn record(&self, made: &Made) -> Result<(), Error> {
+        let mut line = serde_json::to_vec(made).unwrap_or_default();
+        line.push(b'\n');
+        (&*self.journal)
+            .write_all(&line)
+            .map_err(failed("write", &self.path.join(JOURNAL)))
+    }
+
+    /// Makes a listening unix socket in it.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn listen(&self, name: &'static str) -> Result<UnixListener, Error> {
+        self.record(&Made::File { name })?;
+        UnixListener::bind(self.short_path(name))
+            .map_err(failed("listen on", &self.path.join(name)))
+    }
+
+    /// Writes a file in it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, name: &'static str, content: &[u8]) -> Result<(), Error> {
+        self.record(&Made::File { name })?;
+        fs::write(self.path.join(name), content).map_err(failed("write", &self.path.join(name)))
+    }
+
+    /// A path of a file in it that this process can use however long the real one is: a unix
+    /// socket's may have 107 bytes only.
+    pub fn short_path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!(
+            "/proc/self/fd/{}/{name}",
+            self.directory.as_raw_fd()
+        ))
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the sandbox's directory stays behind");
+        }
+    }
+}
+
+/// Removes the directory of an owner that was killed. Its VMM died with it, and nothing else was
+/// made outside of the directory.
+fn undo_leftover(path: &Path, id: &ContainerId) -> Result<(), Error> {
+    match File::open(path.join(JOURNAL)) {
+        Ok(journal) => match Flock::lock(journal, FlockArg::LockExclusiveNonblock) {
+            Ok(_abandoned) => {}
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(Error::Exists {
+                    id: id.clone(),
+                    path: path.to_owned(),
+                });
+            }
+            Err((_, errno)) => return Err(failed("lock the journal of", path)(errno.into())),
+        },
+        // Its owner was killed before it wrote one, or while it removed the directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("open the journal of", path)(error)),
+    }
+    tracing::info!(path = %path.display(), "removing what a killed sandbox left");
+    fs::remove_dir_all(path).map_err(failed("remove what a killed sandbox left in", path))
+}
+
+fn private() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    builder
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        doing,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn names() -> (Namespace, ContainerId) {
+        (
+            Namespace::parse("default").expect("a name"),
+            ContainerId::parse("web").expect("a name"),
+        )
+    }
+
+    #[test]
+    fn the_directory_is_private_and_goes_with_its_owner() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let state = StateDir::create(root.path(), &namespace, &id).expect("made");
+        let path = state.path().to_owned();
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        state.write("trace.json", b"{}").expect("written");
+        drop(state);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_name_in_use_is_refused() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let first = StateDir::create(root.path(), &namespace, &id).expect("made");
+        let second = StateDir::create(root.path(), &namespace, &id);
+        assert!(matches!(second, Err(Error::Exists { .. })), "{second:?}");
+        assert!(first.path().join(JOURNAL).exists());
+    }
+
+    #[test]
+    fn the_same_name_in_another_namespace_is_another() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let other = Namespace::parse("other").expect("a name");
+        let _first = StateDir::create(root.path(), &namespace, &id).expect("made");
+        StateDir::create(root.path(), &other, &id).expect("made");
+    }
+
+    #[test]
+    fn what_a_killed_owner_left_is_undone_by_the_next() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let leftover = root.path().join("default/web");
+        fs::create_dir_all(leftover.join("deep")).expect("made");
+        fs::write(leftover.join(JOURNAL), "{}\n").expect("written");
+        let state = StateDir::create(root.path(), &namespace, &id).expect("made");
+        assert!(!state.path().join("deep").exists());
+    }
+
+    #[test]
+    fn a_socket_can_be_made_below_a_long_path() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, _) = names();
+        let id = ContainerId::parse(&"a".repeat(200)).expect("a name");
+        let state = StateDir::create(root.path(), &namespace, &id).expect("made");
+        state.listen("vsock.sock").expect("listens");
+        assert!(state.path().join("vsock.sock").exists());
+    }
+
+    #[test]
+    fn the_journal_names_a_thing_before_it_is_made() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let state = StateDir::create(root.path(), &namespace, &id).expect("made");
+        state.record(&Made::Vmm).expect("recorded");
+        let journal = fs::read_to_string(state.path().join(JOURNAL)).expect("read");
+        assert!(journal.ends_with("{\"made\":\"vmm\"}\n"), "{journal}");
+    }
+}
