@@ -1,3 +1,0 @@
-//! The `bulkhead` command.
-
-fn main() {}

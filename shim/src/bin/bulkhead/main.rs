@@ -1,0 +1,40 @@
+//! The `bulkhead` command.
+//!
+//! Its exit status is the container's; 125 with one line `bulkhead: ...` on
+//! stderr is a failure of its own.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+mod log;
+mod run;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let trace = shim::sandbox::Trace::start();
+    let cli = Cli::parse();
+    let outcome = log::start(&cli.global).and_then(|()| match cli.command {
+        Command::Run(args) => run::run(&cli.global, &args, &trace),
+    });
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            let message = shim::text::chain(error.as_ref());
+            tracing::error!("{message}");
+            eprintln!("bulkhead: {message}");
+            ExitCode::from(exit_status(&error))
+        }
+    }
+}
+
+/// The one place where an error becomes an exit status.
+fn exit_status(error: &anyhow::Error) -> u8 {
+    if let Some(run::Interrupted(signal)) = error.downcast_ref() {
+        return 128 + *signal as u8;
+    }
+    let container = error.downcast_ref::<shim::container::Error>();
+    container.map_or(shim::container::FAILED, |error| error.exit_status())
+}
