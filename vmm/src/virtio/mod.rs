@@ -11,7 +11,6 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 pub mod balloon;
-pub mod balloon;
 pub mod blk;
 pub mod build;
 pub mod console;

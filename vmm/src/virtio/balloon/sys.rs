@@ -3,7 +3,7 @@
 
 use std::io;
 
-use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileMemory};
+use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 /// Frees the `len` bytes at `offset` in `region`; what the guest reads there afterwards is zero.
 /// Only whole pages are freed.
