@@ -82,7 +82,7 @@ impl Capabilities {
 
     /// Makes every capability that is still permitted effective, for the last steps that need one.
     pub(super) fn keep_all() -> std::io::Result<()> {
-        let all = u64::MAX >> (63 - sys::last_capability().min(63));
+        let all = sys::permitted()?;
         sys::capset(all, all, 0)
     }
 

@@ -43,18 +43,31 @@ pub(crate) fn no_new_privileges() -> io::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+/// Version 3, of this thread: capabilities of 64 bits in two groups of 32.
+const HEADER: Header = Header {
+    version: 0x2008_0522,
+    pid: 0,
+};
+
+/// The permitted capabilities of this thread.
+pub(crate) fn permitted() -> io::Result<u64> {
+    let mut header = HEADER;
+    let mut data = [0_u32; 6];
+    // SAFETY: version 3 reads and may write one header, and writes two groups of three u32.
+    checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
+}
+
 /// Sets the effective, permitted and inheritable capabilities of this thread.
 pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let mut header = HEADER;
     let data = [
         effective as u32,
         permitted as u32,
@@ -63,8 +76,8 @@ pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Re
         (permitted >> 32) as u32,
         (inheritable >> 32) as u32,
     ];
-    // SAFETY: version 3 reads one header and two groups of three u32, which is what is passed.
-    checked(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+    // SAFETY: version 3 reads and may write one header, and reads two groups of three u32.
+    checked(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
 }
 
 /// Installs the BPF program `filter` on this thread, with seccomp(2)'s `flags`.

@@ -15,7 +15,7 @@ mod terminal;
 pub(crate) use clone::{CloneFlags, Forked, clone3, kill, pidfd_send_signal, wait_any};
 pub(crate) use identity::{
     capset, drop_bounding, install_seccomp, keep_capabilities, last_capability, no_new_privileges,
-    raise_ambient,
+    permitted, raise_ambient,
 };
 pub(crate) use machine::{MAX_ENTROPY, add_entropy, boottime_ns, reset_signals, set_domain_name};
 pub(crate) use mount::{FsContext, MountAttr, mount_setattr, move_mount, open_tree};

@@ -61,6 +61,8 @@ pub(crate) struct Guest {
     directory: tempfile::TempDir,
     agent: Child,
     client: OnceLock<AgentClient>,
+    /// How many descriptors the agent had before anyone asked it anything.
+    pub(crate) open_files_at_start: usize,
 }
 
 impl Drop for Guest {
@@ -99,17 +101,84 @@ impl Guest {
             .arg(directory.path())
             .spawn()
             .expect("unshare of util-linux");
-        let guest = Self {
+        let mut guest = Self {
             directory,
             agent,
             client: OnceLock::new(),
+            open_files_at_start: 0,
         };
         let began = std::time::Instant::now();
         while !guest.directory.path().join("ready").exists() {
             assert!(began.elapsed().as_secs() < 20, "the agent does not start");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+        guest.open_files_at_start = guest.open_files() + 1;
         guest
+    }
+
+    /// The agent's id on this machine: the only child of unshare.
+    fn agent_pid(&self) -> u32 {
+        let id = self.agent.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        children
+            .ok()
+            .and_then(|text| text.split_whitespace().next()?.parse().ok())
+            .expect("an agent that runs")
+    }
+
+    /// How many descriptors the agent has; one is the connection of requests.
+    pub(crate) fn open_files(&self) -> usize {
+        let directory = fs::read_dir(format!("/proc/{}/fd", self.agent_pid()));
+        directory.map_or(0, Iterator::count)
+    }
+
+    /// How many ended children the agent has not collected.
+    pub(crate) fn zombies(&self) -> usize {
+        let id = self.agent_pid();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let is_zombie = |pid: &str| {
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+        };
+        let text = children.unwrap_or_default();
+        text.split_whitespace().filter(|pid| is_zombie(pid)).count()
+    }
+
+    pub(crate) async fn agent_rss_kib(&self) -> u64 {
+        let context = context::with_timeout(5_000_000_000);
+        let stats = self
+            .client()
+            .guest_stats(context, &message::Empty::new())
+            .await;
+        stats.expect("stats").agent_rss_kib
+    }
+
+    pub(crate) async fn pids(&self, id: &str) -> Vec<u32> {
+        let mut request = message::ListProcessesRequest::new();
+        request.container_id = id.into();
+        let context = context::with_timeout(5_000_000_000);
+        let listed = self.client().list_processes(context, &request).await;
+        listed.expect("a list").pids
+    }
+
+    pub(crate) async fn pause(&self, id: &str, paused: bool) -> ttrpc::Result<message::Empty> {
+        let mut request = message::PauseContainerRequest::new();
+        request.container_id = id.into();
+        request.paused = paused;
+        let context = context::with_timeout(15_000_000_000);
+        self.client().pause_container(context, &request).await
+    }
+
+    pub(crate) async fn resize(
+        &self,
+        id: &str,
+        width: u32,
+        height: u32,
+    ) -> ttrpc::Result<message::Empty> {
+        let mut request = message::ResizeTerminalRequest::new();
+        request.container_id = id.into();
+        (request.width, request.height) = (width, height);
+        let context = context::with_timeout(5_000_000_000);
+        self.client().resize_terminal(context, &request).await
     }
 
     /// A directory of the root, as the host sees it.
@@ -263,7 +332,12 @@ impl Guest {
         process: &Value,
     ) -> ttrpc::Result<Output> {
         let (stdout, host_out) = self.stream().await;
-        let (stderr, host_err) = self.stream().await;
+        let (stderr, mut host_err) = self.stream().await;
+        if process["terminal"] == true {
+            // It has its error output on the terminal.
+            host_err.shutdown().await.expect("a stream");
+            host_err = closed();
+        }
         let mut request = message::ExecProcessRequest::new();
         request.container_id = id.into();
         request.exec_id = exec.into();
@@ -297,6 +371,11 @@ impl Guest {
             let _ = fs::remove_dir(hierarchy.join("bulkhead-agent-test"));
         }
     }
+}
+
+/// A stream whose other side is closed.
+fn closed() -> UnixStream {
+    UnixStream::pair().expect("a pair").0
 }
 
 async fn read_all(mut stream: UnixStream) -> String {
