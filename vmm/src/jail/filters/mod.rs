@@ -297,6 +297,7 @@ fn shared_directory(list: &mut List) {
         libc::SYS_fchown,
         libc::SYS_fchownat,
         libc::SYS_utimensat,
+        libc::SYS_truncate,
         libc::SYS_ftruncate,
         libc::SYS_fallocate,
         libc::SYS_copy_file_range,
