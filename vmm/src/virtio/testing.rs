@@ -210,7 +210,13 @@ impl<D: VirtioDevice> Rig<D> {
     /// that are ready; false when none was.
     pub(crate) fn poll(&mut self, timeout_ms: i32) -> bool {
         let mut events = [EpollEvent::default(); 16];
-        let ready = self.epoll.wait(timeout_ms, &mut events).unwrap();
+        // Work of io_uring interrupts waits.
+        let ready = loop {
+            match self.epoll.wait(timeout_ms, &mut events) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                ready => break ready.unwrap(),
+            }
+        };
         for event in &events[..ready] {
             self.device
                 .handle_source(event.data(), event.event_set(), &mut self.active)
