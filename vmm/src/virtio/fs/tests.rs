@@ -471,6 +471,10 @@ fn new_files_belong_to_the_guests_caller() {
     guest.call(MKDIR, ROOT, &mkdir).unwrap();
     guest.uid = 0;
     guest.create("roots", 0o600).unwrap();
+    // As if the caller were in the directory's group by a supplementary one.
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o770)).unwrap();
+    guest.uid = 1234;
+    guest.create("by-group", 0o600).unwrap();
     let owner = |name: &str| {
         let metadata = fs::metadata(directory.path().join(name)).unwrap();
         (metadata.uid(), metadata.gid())
@@ -478,6 +482,7 @@ fn new_files_belong_to_the_guests_caller() {
     assert_eq!(owner("file"), (1234, 1234));
     assert_eq!(owner("directory"), (1234, 1234));
     assert_eq!(owner("roots"), (0, 0));
+    assert_eq!(owner("by-group"), (1234, 1234));
 }
 
 #[test]

@@ -133,14 +133,28 @@ impl Share {
         context: &Context,
         parent: u64,
         name: &CStr,
-        make: impl FnOnce(&OwnedFd) -> io::Result<T>,
+        make: impl Fn(&OwnedFd) -> io::Result<T>,
     ) -> io::Result<T> {
         self.may_write()?;
         check_name(name.to_bytes()).map_err(error)?;
         let state = self.state();
         let directory = &state.nodes.get(parent)?.path;
-        let _owner = sys::Owner::assume(context.uid, context.gid)?;
-        make(directory)
+        let by_caller = {
+            let _owner = sys::Owner::assume(context.uid, context.gid)?;
+            make(directory)
+        };
+        match by_caller {
+            // The guest's kernel has let the caller, who may be in a group that only it knows of.
+            Err(refused) if refused.raw_os_error() == Some(libc::EACCES) => {
+                let made = make(directory)?;
+                let inherits_group = sys::attributes(directory)?.stat.st_mode & libc::S_ISGID != 0;
+                let gid = (!inherits_group).then_some(Gid::from_raw(context.gid));
+                let uid = Some(Uid::from_raw(context.uid));
+                fchownat(directory, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                Ok(made)
+            }
+            done => done,
+        }
     }
 
     fn list(
