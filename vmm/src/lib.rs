@@ -5,6 +5,7 @@
 
 pub mod arch;
 pub mod config;
+pub mod control;
 pub mod counters;
 pub mod descriptors;
 pub mod jail;
