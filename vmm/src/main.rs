@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::Parser;
 use vmm::{
+    control,
     descriptors::{self, Descriptors},
     jail::{self, ThreadKind},
     launch,
@@ -74,9 +75,21 @@ fn launch_file(path: &std::path::Path) -> anyhow::Result<u8> {
 fn run(config: i32) -> anyhow::Result<u8> {
     let config = descriptors::read_config(config)?;
     jail::enter(&config)?;
-    let mut vm = Vm::new(&config, &mut Descriptors::default()).context("cannot make the VM")?;
+    let mut descriptors = Descriptors::default();
+    let control = match &config.control {
+        Some(listener) => Some(descriptors.take("control", listener)?),
+        None => None,
+    };
+    let mut vm = Vm::new(&config, &mut descriptors).context("cannot make the VM")?;
     vm.start().context("cannot start the VM")?;
     jail::confine(ThreadKind::Main).context("cannot confine the main thread")?;
+    if let Some(listener) = control {
+        let ended = vm
+            .ended()
+            .try_clone()
+            .context("cannot watch for the VM's end")?;
+        control::serve(listener, &ended, &mut vm).context("cannot serve the control socket")?;
+    }
     match vm.wait() {
         End::PowerOff | End::Stopped => Ok(0),
         End::Reset => Ok(RESET),

@@ -75,7 +75,6 @@ const TESTS: &[(&str, fn())] = &[
 
 const KINDS: &[(&str, ThreadKind)] = &[
     ("main", ThreadKind::Main),
-    ("control", ThreadKind::Control),
     ("vcpu", ThreadKind::Vcpu),
     ("blk", ThreadKind::Device(Kind::Blk)),
     ("vsock", ThreadKind::Device(Kind::Vsock)),

@@ -215,18 +215,28 @@ fn parse(text: &str) -> Result<VmConfig, Error> {
     serde_json::from_str(text).map_err(Error::ParseConfig)
 }
 
-/// The descriptors that the process was started with.
+/// The descriptors that resources name by number: those that the process was
+/// started with, or those that came with a request on the control socket.
 #[derive(Debug, Default)]
 pub struct Descriptors {
     taken: HashSet<RawFd>,
+    received: Option<Vec<Option<OwnedFd>>>,
 }
 
 impl Descriptors {
+    /// What came with a request: `Fd(0)` is the first.
+    pub fn received(descriptors: Vec<OwnedFd>) -> Self {
+        Self {
+            taken: HashSet::new(),
+            received: Some(descriptors.into_iter().map(Some).collect()),
+        }
+    }
+
     /// Takes a resource, once. `field` is its name in messages.
     ///
     /// # Errors
     /// When it is a path, when its number is not of an open descriptor that the process was
-    /// started with, or was taken before.
+    /// started with or received, or was taken before.
     pub fn take(&mut self, field: &str, resource: &Resource) -> Result<OwnedFd, Error> {
         let number = match resource {
             Resource::Fd(number) => *number,
@@ -237,21 +247,32 @@ impl Descriptors {
                 });
             }
         };
-        let error = |what| Error::Number {
+        self.take_number(number).map_err(|what| Error::Number {
             field: field.to_owned(),
             number,
             what,
-        };
+        })
+    }
+
+    fn take_number(&mut self, number: RawFd) -> Result<OwnedFd, &'static str> {
+        if let Some(received) = &mut self.received {
+            return usize::try_from(number)
+                .ok()
+                .and_then(|index| received.get_mut(index))
+                .ok_or("not so many came with the request")?
+                .take()
+                .ok_or("it is named twice; send a duplicate");
+        }
         if number < 3 {
-            return Err(error("0, 1 and 2 are the standard streams; pass 3 or more"));
+            return Err("0, 1 and 2 are the standard streams; pass 3 or more");
         }
         if !self.taken.insert(number) {
-            return Err(error("it is named twice; pass a duplicate"));
+            return Err("it is named twice; pass a duplicate");
         }
         match sys::take(number) {
             Ok(Some(fd)) => Ok(fd),
-            Ok(None) => Err(error("the process was not started with it")),
-            Err(_) => Err(error("it is not open; pass it without close-on-exec")),
+            Ok(None) => Err("the process was not started with it"),
+            Err(_) => Err("it is not open; pass it without close-on-exec"),
         }
     }
 }

@@ -165,3 +165,15 @@ fn a_path_is_not_opened_by_the_vmm() {
         "{error}"
     );
 }
+
+#[test]
+fn what_came_with_a_request_is_numbered_from_0_and_taken_once() {
+    let null = || OwnedFd::from(fs::File::open("/dev/null").unwrap());
+    let mut descriptors = Descriptors::received(vec![null(), null()]);
+    descriptors.take("disk", &Resource::Fd(1)).unwrap();
+    descriptors.take("disk", &Resource::Fd(0)).unwrap();
+    for (number, what) in [(1, "named twice"), (2, "not so many"), (-1, "not so many")] {
+        let error = descriptors.take("disk", &Resource::Fd(number)).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}

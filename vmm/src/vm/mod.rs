@@ -12,6 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+mod commands;
 pub mod interrupts;
 pub mod memory;
 pub mod serial;
@@ -30,6 +31,7 @@ use self::{
 use crate::{
     arch::x86_64::{boot, cpu, layout},
     config::VmConfig,
+    control::message::State,
     counters::ExitCounters,
     descriptors::{self, Descriptors},
     pci::Bus,
@@ -107,6 +109,7 @@ pub struct Vm {
     machine: Arc<Machine>,
     end: mpsc::Receiver<End>,
     trace: Trace,
+    state: State,
     _vm: Arc<VmFd>,
     _images: Vec<Image>,
     _console_log: Option<MmapRegion>,
@@ -160,6 +163,7 @@ impl Vm {
             machine,
             end,
             trace,
+            state: State::Running,
             _vm: vm,
             _images: images.into_iter().map(|(image, _)| image).collect(),
             _console_log: console_log,

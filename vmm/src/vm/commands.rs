@@ -1,0 +1,114 @@
+//! What the control socket asks of a VM.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd};
+
+use super::{End, Vm};
+use crate::{
+    config::DeviceConfig,
+    control::{
+        Commands,
+        message::{Counters, Device, DeviceCounters, Reply, Request, State, Status},
+    },
+    descriptors::Descriptors,
+    virtio::build,
+};
+
+impl Commands for Vm {
+    fn carry_out(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Reply {
+        let outcome = match request {
+            Request::Status {} => return Reply::Status(self.status()),
+            Request::Counters {} => return Reply::Counters(self.counters()),
+            Request::Pause {} => self.set_state(State::Paused),
+            Request::Resume {} => self.set_state(State::Running),
+            Request::Stop {} => {
+                self.machine.tell_end(End::Stopped);
+                Ok(())
+            }
+            Request::AddDevice { device } => match self.add_while_running(&device, descriptors) {
+                Ok(slot) => return Reply::Added { slot },
+                Err(message) => Err(message),
+            },
+            Request::RemoveDevice { slot } => match self.machine.bus().remove(slot) {
+                true => Ok(()),
+                false => Err(format!("there is no device in slot {slot}")),
+            },
+        };
+        match outcome {
+            Ok(()) => Reply::Done {},
+            Err(message) => Reply::Failed { message },
+        }
+    }
+}
+
+impl Vm {
+    fn status(&self) -> Status {
+        let bus = self.machine.bus();
+        let devices = bus.devices().map(|device| Device {
+            slot: device.slot(),
+            kind: device.kind().name().to_owned(),
+            in_use: device.running(),
+        });
+        Status {
+            state: self.state,
+            devices: devices.collect(),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let exits = &self.machine.exits;
+        let exits = [
+            ("io_in", &exits.io_in),
+            ("io_out", &exits.io_out),
+            ("mmio_read", &exits.mmio_read),
+            ("mmio_write", &exits.mmio_write),
+            ("interrupted", &exits.interrupted),
+            ("other", &exits.other),
+        ];
+        let devices = self.machine.bus().readings().into_iter();
+        Counters {
+            exits: exits
+                .map(|(kind, counter)| (kind.to_owned(), counter.get()))
+                .into(),
+            kvm: BTreeMap::new(),
+            devices: devices
+                .map(|(slot, kind, counted)| DeviceCounters {
+                    slot,
+                    kind: kind.to_owned(),
+                    counted,
+                })
+                .collect(),
+            trace: self.trace.marks().to_vec(),
+        }
+    }
+
+    fn set_state(&mut self, state: State) -> Result<(), String> {
+        let vcpus = self.vcpus.as_ref().ok_or("the VM has not started")?;
+        match state {
+            State::Running => vcpus.resume(),
+            State::Paused => vcpus.pause(),
+        }
+        self.state = state;
+        Ok(())
+    }
+
+    fn add_while_running(
+        &mut self,
+        config: &DeviceConfig,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<u8, String> {
+        if matches!(config, DeviceConfig::Fs { .. }) {
+            // The jail lets nobody open files who did not from the start.
+            return Err("a directory can only be shared from the VM's start on".to_owned());
+        }
+        let mut descriptors = Descriptors::received(descriptors);
+        let device = build::build(config, &mut descriptors, &self._memory)
+            .map_err(|error| error.to_string())?;
+        let slot = self.add(device).map_err(|error| error.to_string())?;
+        let started = self.machine.bus().start(slot);
+        started.map_err(|error| {
+            self.machine.bus().remove(slot);
+            format!("cannot start the device's thread: {error}")
+        })?;
+        Ok(slot)
+    }
+}
