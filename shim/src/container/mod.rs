@@ -101,8 +101,10 @@ pub async fn create<'a>(
     let creation = sandbox.call("creating the container", async |agent| {
         agent.create_container(no_limit(), &request).await
     });
+    let creation = async { creation.await.map_err(unexecutable) };
+    let opening = async { wiring.open(sandbox).await.map_err(Error::from) };
     // The agent waits for the streams that the request names, so both may be under way at once.
-    let (streams, _) = tokio::try_join!(wiring.open(sandbox), creation)?;
+    let (streams, _) = tokio::try_join!(opening, creation)?;
     let container = Container {
         sandbox,
         id: id.clone(),

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::sys::stat::{SFlag, fstat, major, minor};
@@ -52,14 +52,25 @@ impl Wiring {
     /// # Errors
     /// When there is no descriptor left.
     pub fn inherited(terminal: bool) -> io::Result<Self> {
-        let stderr = match terminal {
-            true => None,
-            false => wire(&io::stderr())?,
-        };
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let stderr = (!terminal).then_some(stderr.as_fd());
+        Self::of(Some(stdin.as_fd()), Some(stdout.as_fd()), stderr)
+    }
+
+    /// Duplicates of these.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn of(
+        stdin: Option<BorrowedFd<'_>>,
+        stdout: Option<BorrowedFd<'_>>,
+        stderr: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
+        let wire = |fd: Option<BorrowedFd<'_>>| fd.map_or(Ok(None), wire);
         Ok(Self {
-            stdin: wire(&io::stdin())?,
-            stdout: wire(&io::stdout())?,
-            stderr,
+            stdin: wire(stdin)?,
+            stdout: wire(stdout)?,
+            stderr: wire(stderr)?,
         })
     }
 
@@ -137,7 +148,7 @@ async fn connect(
 }
 
 /// A stream for `fd`, unless that is /dev/null, which the guest has itself.
-fn wire(fd: &impl AsFd) -> io::Result<Option<Wire>> {
+fn wire(fd: BorrowedFd<'_>) -> io::Result<Option<Wire>> {
     let status = fstat(fd)?;
     let character =
         SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFCHR;
@@ -147,7 +158,7 @@ fn wire(fd: &impl AsFd) -> io::Result<Option<Wire>> {
     // 0 names no stream.
     let id = u64::from_le_bytes(sys::random()).max(1);
     Ok(Some(Wire {
-        fd: fd.as_fd().try_clone_to_owned()?,
+        fd: fd.try_clone_to_owned()?,
         id: StreamId(id),
     }))
 }
@@ -161,14 +172,14 @@ mod tests {
     #[test]
     fn nothing_is_relayed_to_or_from_dev_null() {
         let null = File::open("/dev/null").expect("open");
-        assert!(wire(&null).expect("wired").is_none());
+        assert!(wire(null.as_fd()).expect("wired").is_none());
     }
 
     #[test]
     fn each_stream_has_a_name_of_its_own() {
         let file = File::open("/dev/zero").expect("open");
-        let first = wire(&file).expect("wired").expect("a wire");
-        let second = wire(&file).expect("wired").expect("a wire");
+        let first = wire(file.as_fd()).expect("wired").expect("a wire");
+        let second = wire(file.as_fd()).expect("wired").expect("a wire");
         assert_ne!(first.id, second.id);
     }
 

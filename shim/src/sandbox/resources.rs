@@ -14,6 +14,8 @@ use std::{
 /// The files that come with Bulkhead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
+    /// KVM's device file.
+    pub kvm: PathBuf,
     /// The program that runs the machine.
     pub vmm: PathBuf,
     /// The guest's kernel, a vmlinux.
@@ -39,8 +41,10 @@ pub struct Resources {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No hardware virtualization, or none for us.
-    #[error("cannot open /dev/kvm: {advice}")]
+    #[error("cannot open {}: {advice}", path.display())]
     Kvm {
+        /// Where.
+        path: PathBuf,
         /// What to do.
         advice: &'static str,
         /// What the kernel said.
@@ -85,14 +89,15 @@ impl Files {
         let program = env::current_exe().unwrap_or_default();
         let bin = program.parent().unwrap_or(Path::new("/usr/bin"));
         let prefix = bin.parent().unwrap_or(Path::new("/usr"));
-        let installed = prefix.join("share/bulkhead");
-        let built = prefix.join("bulkhead");
-        let share = if !installed.is_dir() && built.is_dir() {
-            built
-        } else {
-            installed
+        // Installed, or in cargo's directory, into which `make` installs.
+        let places = ["share/bulkhead", "bulkhead/share/bulkhead"].map(|place| prefix.join(place));
+        let [installed, built] = places;
+        let share = match installed.is_dir() || !built.is_dir() {
+            true => installed,
+            false => built,
         };
         Self {
+            kvm: PathBuf::from("/dev/kvm"),
             vmm: bin.join("bulkhead-vmm"),
             kernel: share.join("vmlinux"),
             image: share.join("guest.img"),
@@ -107,7 +112,7 @@ impl Resources {
     /// When one is missing, not ours to open, or not what it should be.
     pub fn open(files: &Files) -> Result<Self, Error> {
         let opened = Self {
-            kvm: open_kvm()?,
+            kvm: open_kvm(&files.kvm)?,
             vmm: open(
                 &files.vmm,
                 "VMM",
@@ -140,8 +145,8 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
         .map(OwnedFd::from)
 }
 
-fn open_kvm() -> Result<OwnedFd, Error> {
-    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+fn open_kvm(path: &Path) -> Result<OwnedFd, Error> {
+    let kvm = OpenOptions::new().read(true).write(true).open(path);
     kvm.map(OwnedFd::from).map_err(|source| {
         let advice = match source.kind() {
             io::ErrorKind::NotFound => {
@@ -153,7 +158,11 @@ fn open_kvm() -> Result<OwnedFd, Error> {
             }
             _ => "see `bulkhead check`",
         };
-        Error::Kvm { advice, source }
+        Error::Kvm {
+            path: path.to_owned(),
+            advice,
+            source,
+        }
     })
 }
 
@@ -215,6 +224,16 @@ mod tests {
         bytes[1060..1064].copy_from_slice(&blocks.to_le_bytes());
         std::fs::write(file.path(), bytes).expect("written");
         file
+    }
+
+    #[test]
+    fn a_host_without_kvm_is_told_what_to_do() {
+        let error = open_kvm(Path::new("/nonexistent/kvm")).expect_err("refused");
+        let text = error.to_string();
+        assert!(
+            text.contains("/nonexistent/kvm") && text.contains("kvm_amd"),
+            "{text}"
+        );
     }
 
     #[test]

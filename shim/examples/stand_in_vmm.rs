@@ -1,0 +1,294 @@
+//! Stands in for `bulkhead-vmm` in the tests of the sandbox: it takes the same
+//! configuration and descriptors and plays VMM, guest and agent, without KVM.
+//!
+//! The "kernel" it is given is a line of text that says what happens:
+//!
+//! ```text
+//!   boot              the agent comes up and serves containers
+//!   stranger          something else than an agent comes up
+//!   silent TEXT       nothing ever comes up; TEXT is in the console's ring
+//!   exit CODE TEXT    the VMM ends with TEXT as its last words
+//!   boot then exit    it ends as soon as a container is to be made
+//! ```
+//!
+//! A container's arguments say what its process does: `cat`, `exit N`, `wait`
+//! for a signal, `missing`, `forbidden`.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Write},
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use async_trait::async_trait;
+use protocol::{
+    AGENT_PORT, Hello, STREAM_PORT, StreamId, agent as message,
+    agent_ttrpc::{Agent, create_agent},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, watch},
+};
+use ttrpc::{
+    Code,
+    r#async::{Server, TtrpcContext, transport::Listener},
+};
+use vmm::config::{DeviceConfig, Resource, VmConfig};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    let config: VmConfig = serde_json::from_reader(fd(3))?;
+    let mut script = String::new();
+    opened(&config.boot.kernel).read_to_string(&mut script)?;
+    let (word, rest) = script.trim().split_once(' ').unwrap_or((script.trim(), ""));
+    match (word, rest) {
+        ("exit", rest) => {
+            let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));
+            eprintln!("bulkhead-vmm: {text}");
+            std::process::exit(code.parse()?)
+        }
+        ("silent", text) => {
+            let size = text.len() as u32 + 1;
+            let header = [0x4347_4244, size, size].map(u32::to_le_bytes).concat();
+            let ring = [&header[..], text.as_bytes(), b"\n"].concat();
+            let console = config.console_log.as_ref().ok_or("no console")?;
+            opened(console).write_all_at(&ring, 0)?;
+            loop {
+                std::thread::park();
+            }
+        }
+        ("boot" | "stranger", rest) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(serve(&config, word == "stranger", rest == "then exit")),
+        _ => Err(format!("no such script: {script}").into()),
+    }
+}
+
+/// A descriptor that the process was started with.
+#[expect(unsafe_code, reason = "descriptors are named by number")]
+fn fd(number: i32) -> File {
+    // SAFETY: the launcher passed it and each is taken once.
+    File::from(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn opened(resource: &Resource) -> File {
+    match resource {
+        Resource::Fd(number) => fd(*number),
+        Resource::Path(path) => panic!("{} was not opened", path.display()),
+    }
+}
+
+async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
+    let vsock = config.devices.iter().find_map(|device| match device {
+        DeviceConfig::Vsock {
+            listener,
+            guest_ports,
+            ..
+        } => Some((listener, &guest_ports[0].socket)),
+        _ => None,
+    });
+    let (listener, ready) = vsock.ok_or("no vsock")?;
+    let listener = std::os::unix::net::UnixListener::from(OwnedFd::from(opened(listener)));
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+
+    let (connections, accepted) = mpsc::channel(8);
+    let agent = StandIn {
+        streams: Mutex::default(),
+        arrived: watch::channel(()).0,
+        containers: Mutex::default(),
+        dies,
+    };
+    let agent = Arc::new(agent);
+    let mut server = Server::new()
+        .add_listener(Listener::new(Accepted(accepted)))
+        .register_service(create_agent(agent.clone()));
+    server.start().await?;
+
+    let hello = Hello {
+        version: protocol::VERSION,
+        main_ns: 1_000_000,
+        ready_ns: 2_000_000,
+    };
+    let words = if stranger {
+        [b'x'; Hello::LEN]
+    } else {
+        hello.to_bytes()
+    };
+    opened(ready).write_all(&words)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let agent = agent.clone();
+        let connections = connections.clone();
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            stream.read_line(&mut line).await.expect("a greeting");
+            let port: u32 = line
+                .trim_start_matches("CONNECT ")
+                .trim()
+                .parse()
+                .expect("a port");
+            let mut name = [0; StreamId::LEN];
+            if port == STREAM_PORT {
+                stream.read_exact(&mut name).await.expect("a name");
+            }
+            assert!(stream.buffer().is_empty(), "more was sent than asked for");
+            let mut stream = stream.into_inner();
+            stream
+                .write_all(b"OK 1073741824\n")
+                .await
+                .expect("answered");
+            match port {
+                AGENT_PORT => drop(connections.send(Ok(stream)).await),
+                _ => agent.park(u64::from_le_bytes(name), stream),
+            }
+        });
+    }
+}
+
+struct Accepted(mpsc::Receiver<io::Result<UnixStream>>);
+
+impl futures_core::Stream for Accepted {
+    type Item = io::Result<UnixStream>;
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context)
+    }
+}
+
+struct StandIn {
+    streams: Mutex<HashMap<u64, UnixStream>>,
+    arrived: watch::Sender<()>,
+    containers: Mutex<HashMap<String, Process>>,
+    dies: bool,
+}
+
+struct Process {
+    args: Vec<String>,
+    streams: [Option<UnixStream>; 2],
+    status: watch::Sender<Option<u32>>,
+}
+
+impl StandIn {
+    fn park(&self, name: u64, stream: UnixStream) {
+        self.streams.lock().expect("lock").insert(name, stream);
+        self.arrived.send_replace(());
+    }
+
+    async fn take(&self, name: u64) -> Option<UnixStream> {
+        let mut arrived = self.arrived.subscribe();
+        while name != 0 {
+            if let Some(stream) = self.streams.lock().expect("lock").remove(&name) {
+                return Some(stream);
+            }
+            arrived.changed().await.ok()?;
+        }
+        None
+    }
+
+    fn status(&self, id: &str) -> watch::Sender<Option<u32>> {
+        self.containers.lock().expect("lock")[id].status.clone()
+    }
+}
+
+#[async_trait]
+impl Agent for StandIn {
+    async fn configure_guest(
+        &self,
+        _: &TtrpcContext,
+        request: message::ConfigureGuestRequest,
+    ) -> ttrpc::Result<message::ConfigureGuestResponse> {
+        assert!(request.time_ns > 0 && request.entropy.len() == 64);
+        Ok(message::ConfigureGuestResponse {
+            version: protocol::VERSION,
+            kernel_release: request.hostname,
+            ..Default::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: message::CreateContainerRequest,
+    ) -> ttrpc::Result<message::CreateContainerResponse> {
+        if self.dies {
+            eprintln!("bulkhead-vmm: as the script says");
+            std::process::exit(1);
+        }
+        let spec: serde_json::Value = serde_json::from_slice(&request.spec).expect("json");
+        let args = serde_json::from_value(spec["process"]["args"].clone()).expect("args");
+        let process = Process {
+            args,
+            streams: [
+                self.take(request.streams.stdin).await,
+                self.take(request.streams.stdout).await,
+            ],
+            status: watch::channel(None).0,
+        };
+        self.containers
+            .lock()
+            .expect("lock")
+            .insert(request.container_id, process);
+        Ok(message::CreateContainerResponse::default())
+    }
+
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: message::StartProcessRequest,
+    ) -> ttrpc::Result<message::StartProcessResponse> {
+        let status = self.status(&request.container_id);
+        let (args, [stdin, stdout]) = {
+            let mut containers = self.containers.lock().expect("lock");
+            let process = containers.get_mut(&request.container_id).expect("there");
+            let streams = [process.streams[0].take(), process.streams[1].take()];
+            (process.args.clone(), streams)
+        };
+        let refuse = |code, text: &str| Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, text)));
+        match args[0].as_str() {
+            "missing" => return refuse(Code::NOT_FOUND, "exec: \"missing\": no such\x1b[2J file"),
+            "forbidden" => return refuse(Code::PERMISSION_DENIED, "exec: permission denied"),
+            "exit" => drop(status.send_replace(args[1].parse().ok())),
+            "cat" => drop(tokio::spawn(async move {
+                let (mut stdin, mut stdout) = (stdin.expect("stdin"), stdout.expect("stdout"));
+                let copied = tokio::io::copy(&mut stdin, &mut stdout).await;
+                status.send_replace(Some(copied.map_or(1, |_| 0)));
+            })),
+            _ => {}
+        }
+        Ok(message::StartProcessResponse::default())
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: message::SignalProcessRequest,
+    ) -> ttrpc::Result<message::Empty> {
+        self.status(&request.container_id)
+            .send_replace(Some(128 + request.signal));
+        Ok(message::Empty::default())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: message::WaitProcessRequest,
+    ) -> ttrpc::Result<message::WaitProcessResponse> {
+        let mut status = self.status(&request.container_id).subscribe();
+        let ended = status.wait_for(Option::is_some).await.expect("an end");
+        Ok(message::WaitProcessResponse {
+            exit_status: ended.unwrap_or_default(),
+            ..Default::default()
+        })
+    }
+}
