@@ -169,8 +169,8 @@ impl Vm {
             _console_log: console_log,
             _memory: memory,
         };
-        for device in &config.devices {
-            let device = build::build(device, descriptors, &this._memory)?;
+        for (index, device) in config.devices.iter().enumerate() {
+            let device = build::build(index, device, descriptors)?;
             this.add(device)?;
         }
         this.trace.mark("devices made");
