@@ -84,9 +84,11 @@ impl ConfigSpace {
     /// Fills the page for a virtio device in `slot` with `vectors` interrupt vectors.
     pub fn new(page: Page, slot: u8, kind: Kind, vectors: u16) -> Self {
         let device = VIRTIO_DEVICE_BASE + kind as u16;
+        // The command register starts at 0: a kernel that finds memory decoding on switches it
+        // off and on around each BAR that it sizes, fourteen exits for nothing.
         page.write(VENDOR_ID, &VIRTIO_VENDOR.to_le_bytes());
         page.write(VENDOR_ID + 2, &device.to_le_bytes());
-        page.write(COMMAND, &COMMAND_MEMORY.to_le_bytes());
+
         page.write(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
         // Revision 1 or more: no transitional device; class "other".
         page.write(CLASS, &[1, 0, 0x80, 0xff]);

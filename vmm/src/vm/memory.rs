@@ -46,7 +46,8 @@ pub enum Error {
     EmptyImage,
 }
 
-/// Makes the guest's RAM: one memfd for each range.
+/// Makes the guest's RAM: anonymous memory, in large pages where the host has them
+/// (`docs/decisions/0010-guest-ram.md`).
 ///
 /// # Errors
 /// When the size is out of bounds or the host has no room for the mapping.
@@ -56,7 +57,8 @@ pub fn guest_ram(mib: u64) -> Result<Memory, Error> {
     }
     let mut regions = Vec::new();
     for (start, len) in layout::ram_ranges(mib << 20) {
-        let mapping = map_shared("guest memory", memfd("guest-ram", len)?, len)?;
+        let mapping = super::sys::map_large(len as usize)
+            .map_err(|error| map_error("guest memory", len, &error))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(start))
             .expect("the ranges do not reach the end of the address space");
         regions.push(region);

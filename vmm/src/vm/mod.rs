@@ -16,6 +16,7 @@ mod commands;
 pub mod interrupts;
 pub mod memory;
 pub mod serial;
+pub mod statistics;
 mod sys;
 pub mod trace;
 pub mod vcpu;
@@ -24,6 +25,7 @@ use self::{
     interrupts::Interrupts,
     memory::Image,
     serial::Serial,
+    statistics::Statistics,
     sys::{Backing, add_memory},
     trace::Trace,
     vcpu::{Gate, Machine, Vcpus},
@@ -139,6 +141,11 @@ impl Vm {
         trace.mark("kernel loaded");
 
         let vcpus = make_vcpus(&kvm, &vm, config.cpus, &memory, entry)?;
+        let statistics = vcpus
+            .iter()
+            .filter_map(sys::statistics)
+            .filter_map(|file| Statistics::new(file).ok())
+            .collect();
         trace.mark("vcpus made");
 
         let interrupts = Interrupts::new(Arc::clone(&vm));
@@ -153,6 +160,7 @@ impl Vm {
             bus: bus.into(),
             serial: serial.map(Into::into),
             exits: ExitCounters::default(),
+            statistics,
             gate: Gate::default(),
             end: tell_end,
             ended: EventFd::new(EFD_NONBLOCK).map_err(Error::Threads)?,

@@ -7,9 +7,10 @@
 use std::{
     cell::Cell,
     ffi::c_int,
+    fs::File,
     io,
     os::{
-        fd::{FromRawFd, IntoRawFd, OwnedFd},
+        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
         unix::thread::JoinHandleExt,
     },
     ptr, thread,
@@ -102,6 +103,49 @@ pub(super) fn random() -> io::Result<[u8; 32]> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// What KVM counts of a vCPU; none on kernels before 5.14.
+pub(super) fn statistics(vcpu: &VcpuFd) -> Option<File> {
+    /// `KVM_GET_STATS_FD`, `_IO(0xAE, 0xce)`.
+    const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
+    // SAFETY: the ioctl takes no argument and returns a new descriptor or -1.
+    let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_STATS_FD) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the descriptor was just made and nobody else knows it.
+    Some(unsafe { File::from_raw_fd(fd) })
+}
+
+/// A page of the second level, which both the host's and the guest's page tables map at once.
+pub(super) const LARGE_PAGE: usize = 2 << 20;
+
+/// Anonymous memory at a multiple of 2 MiB, for which large pages are asked.
+///
+/// The mapping stays until the process ends, as the VM does: a guest's RAM is reached from many
+/// threads, and nothing is won by unmapping it before.
+///
+/// # Errors
+/// When the address space has no room.
+pub(super) fn map_large(len: usize) -> io::Result<MmapRegion> {
+    let room = len
+        .checked_add(LARGE_PAGE)
+        .ok_or(io::ErrorKind::OutOfMemory)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: asks for addresses that nobody has; nothing is replaced.
+    let start = unsafe { libc::mmap(ptr::null_mut(), room, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let aligned = start.wrapping_byte_add(start.align_offset(LARGE_PAGE));
+    // SAFETY: advice on a range within the mapping changes none of its contents. A kernel
+    // without large pages refuses, and the guest runs with small ones.
+    unsafe { libc::madvise(aligned, len, libc::MADV_HUGEPAGE) };
+    // SAFETY: `len` bytes from `aligned` lie within the mapping, which is never unmapped.
+    unsafe { MmapRegion::build_raw(aligned.cast(), len, protection, flags) }
+        .map_err(io::Error::other)
 }
 
 thread_local! {

@@ -6,6 +6,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -18,7 +19,7 @@ use std::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{End, serial::Serial, sys};
+use super::{End, serial::Serial, statistics::Statistics, sys};
 use crate::{
     arch::x86_64::{acpi::SLEEP_TYPE_OFF, layout},
     counters::ExitCounters,
@@ -34,6 +35,8 @@ pub struct Machine {
     pub serial: Option<Mutex<Serial>>,
     /// Exits by kind.
     pub exits: ExitCounters,
+    /// What KVM counts of each processor; empty where KVM does not tell.
+    pub statistics: Vec<Statistics>,
     /// Whether processors run.
     pub gate: Gate,
     /// Where the guest's end is told.
@@ -46,6 +49,18 @@ impl Machine {
     /// The bus, for one access.
     pub fn bus(&self) -> MutexGuard<'_, Bus> {
         self.bus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What KVM counts, summed over the processors, by KVM's names.
+    pub fn kvm_counters(&self) -> BTreeMap<String, u64> {
+        let mut sum = BTreeMap::new();
+        for statistics in &self.statistics {
+            // A number that cannot be read is left out.
+            for (name, number) in statistics.read().unwrap_or_default() {
+                *sum.entry(name).or_default() += number;
+            }
+        }
+        sum
     }
 
     /// Tells why the VM ends; the first word counts.

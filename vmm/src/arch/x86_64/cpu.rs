@@ -97,6 +97,8 @@ fn cpuid(supported: &CpuId, cpu: u8, cpus: u8) -> CpuId {
     const TSC_DEADLINE: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
     const HYPER_THREADING: u32 = 1 << 28;
+    /// KVM ignores the guest's MTRRs, and a kernel that sees them reads each three times.
+    const MTRR: u32 = 1 << 12;
     let mut cpuid = supported.clone();
     for entry in cpuid.as_mut_slice() {
         match entry.function {
@@ -104,6 +106,7 @@ fn cpuid(supported: &CpuId, cpu: u8, cpus: u8) -> CpuId {
                 entry.ebx =
                     (entry.ebx & 0x0000_ffff) | u32::from(cpu) << 24 | u32::from(cpus) << 16;
                 entry.ecx |= TSC_DEADLINE | HYPERVISOR;
+                entry.edx &= !MTRR;
                 if cpus > 1 {
                     entry.edx |= HYPER_THREADING;
                 } else {
@@ -147,18 +150,12 @@ fn apic_id_bits(cpus: u8) -> u32 {
 fn boot_msrs() -> Msrs {
     const IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRING: u64 = 1;
-    const MTRR_DEF_TYPE: u32 = 0x2ff;
-    const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
     let entry = |index, data| kvm_msr_entry {
         index,
         data,
         ..Default::default()
     };
-    Msrs::from_entries(&[
-        entry(IA32_MISC_ENABLE, FAST_STRING),
-        entry(MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
-    ])
-    .expect("two entries are few")
+    Msrs::from_entries(&[entry(IA32_MISC_ENABLE, FAST_STRING)]).expect("one entry is few")
 }
 
 fn enter_long_mode(sregs: &mut kvm_sregs) {
