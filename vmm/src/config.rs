@@ -47,6 +47,10 @@ pub struct VmConfig {
     pub devices: Vec<DeviceConfig>,
 }
 
+fn urandom() -> Resource {
+    Resource::Path("/dev/urandom".into())
+}
+
 fn one() -> u8 {
     1
 }
@@ -114,7 +118,11 @@ pub enum DeviceConfig {
         read_only: bool,
     },
     /// Entropy from the host.
-    Rng {},
+    Rng {
+        /// Where it comes from; by default the path `/dev/urandom`.
+        #[serde(default = "urandom")]
+        source: Resource,
+    },
     /// A console (hvc0).
     Console {
         /// Where the guest's output goes.

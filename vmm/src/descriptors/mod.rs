@@ -99,7 +99,8 @@ fn device_resources(device: &mut DeviceConfig) -> Vec<(&'static str, Use, &mut R
             all
         }
         DeviceConfig::Fs { directory, .. } => vec![("directory", Use::Directory, directory)],
-        DeviceConfig::Rng {} | DeviceConfig::Balloon { .. } => Vec::new(),
+        DeviceConfig::Rng { source } => vec![("source", Use::Read, source)],
+        DeviceConfig::Balloon { .. } => Vec::new(),
         DeviceConfig::Console { output, input } => {
             let mut all = vec![("output", Use::Append, output)];
             all.extend(input.iter_mut().map(|input| ("input", Use::Read, input)));

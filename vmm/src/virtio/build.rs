@@ -1,12 +1,14 @@
 //! Makes devices from their configuration.
 
-use super::{
-    VirtioDevice,
-    fs::{self, Fs},
-};
+use std::fs::File;
+
+use vm_memory::GuestAddress;
+
+use super::{VirtioDevice, balloon, blk, console::Console, fs, pmem::Pmem, rng::Rng, vsock};
 use crate::{
-    config::DeviceConfig,
+    config::{DeviceConfig, Resource},
     descriptors::{self, Descriptors},
+    vm::images::{self, Images},
 };
 
 /// Why a device cannot be made.
@@ -15,15 +17,46 @@ pub enum Error {
     /// One of its resources.
     #[error(transparent)]
     Descriptor(#[from] descriptors::Error),
+    /// A disk.
+    #[error("devices[{index}], a disk")]
+    Blk {
+        /// Its place in the configuration.
+        index: usize,
+        /// Why.
+        #[source]
+        source: blk::disk::Error,
+    },
+    /// A socket device.
+    #[error("devices[{index}], a socket device")]
+    Vsock {
+        /// Its place in the configuration.
+        index: usize,
+        /// Why.
+        #[source]
+        source: vsock::NewError,
+    },
     /// A directory to share.
     #[error(transparent)]
     Fs(#[from] fs::PrepareError),
-    /// A device of a kind that this VMM does not have.
-    #[error("there is no device of kind {0} in this version")]
-    Kind(&'static str),
+    /// A console.
+    #[error("devices[{index}], a console, cannot use its output")]
+    Console {
+        /// Its place in the configuration.
+        index: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] images::Error),
+    /// A balloon.
+    #[error(transparent)]
+    Balloon(#[from] balloon::NewError),
 }
 
-/// Makes the device `devices[index]`, which takes its resources from `descriptors`.
+/// Makes the device `devices[index]`, which takes its resources from `descriptors` and, if it is
+/// memory, its place from `images`.
 ///
 /// # Errors
 /// When a resource is not what the device needs.
@@ -31,10 +64,38 @@ pub fn build(
     index: usize,
     config: &DeviceConfig,
     descriptors: &mut Descriptors,
+    images: &mut Images,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
-    let mut take =
-        |field: &str, resource| descriptors.take(&format!("devices[{index}].{field}"), resource);
-    match config {
+    let mut take = |field: &str, resource: &Resource| {
+        descriptors.take(&format!("devices[{index}].{field}"), resource)
+    };
+    Ok(match config {
+        DeviceConfig::Blk {
+            disk,
+            read_only,
+            serial,
+        } => {
+            let settings = blk::Settings {
+                read_only: *read_only,
+                serial: serial.clone(),
+            };
+            let disk = File::from(take("disk", disk)?);
+            let device = blk::Blk::new(disk, &settings);
+            Box::new(device.map_err(|source| Error::Blk { index, source })?)
+        }
+        DeviceConfig::Vsock {
+            cid,
+            listener,
+            guest_ports,
+        } => {
+            let listener = take("listener", listener)?.into();
+            let ports = guest_ports
+                .iter()
+                .map(|port| Ok((port.port, take("guest_ports", &port.socket)?.into())))
+                .collect::<Result<_, descriptors::Error>>()?;
+            let device = vsock::Vsock::new(*cid, listener, ports);
+            Box::new(device.map_err(|source| Error::Vsock { index, source })?)
+        }
         DeviceConfig::Fs {
             tag,
             directory,
@@ -44,16 +105,27 @@ pub fn build(
                 tag: tag.clone(),
                 read_only: *read_only,
             };
-            Ok(Box::new(Fs::prepare(
-                take("directory", directory)?,
-                settings,
-            )?))
+            Box::new(fs::Fs::prepare(take("directory", directory)?, settings)?)
         }
-        DeviceConfig::Blk { .. } => Err(Error::Kind("blk")),
-        DeviceConfig::Vsock { .. } => Err(Error::Kind("vsock")),
-        DeviceConfig::Rng {} => Err(Error::Kind("rng")),
-        DeviceConfig::Console { .. } => Err(Error::Kind("console")),
-        DeviceConfig::Pmem { .. } => Err(Error::Kind("pmem")),
-        DeviceConfig::Balloon { .. } => Err(Error::Kind("balloon")),
-    }
+        DeviceConfig::Rng { source } => Box::new(Rng::new(take("source", source)?.into())),
+        DeviceConfig::Console { output, input } => {
+            let output = take("output", output)?.into();
+            let input = input
+                .as_ref()
+                .map(|input| take("input", input))
+                .transpose()?;
+            let device = Console::new(output, input);
+            Box::new(device.map_err(|source| Error::Console { index, source })?)
+        }
+        DeviceConfig::Pmem { file, read_only } => {
+            let file = File::from(take("file", file)?);
+            let backing = match read_only {
+                true => None,
+                false => Some(file.try_clone().map_err(images::Error::Duplicate)?),
+            };
+            let placed = images.add(file.into(), *read_only)?;
+            Box::new(Pmem::new(GuestAddress(placed.address), placed.len, backing))
+        }
+        DeviceConfig::Balloon { inflate_mib } => Box::new(balloon::Balloon::new(*inflate_mib)?),
+    })
 }

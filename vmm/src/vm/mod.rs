@@ -13,6 +13,7 @@ use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 mod commands;
+pub mod images;
 pub mod interrupts;
 pub mod memory;
 pub mod serial;
@@ -22,8 +23,8 @@ pub mod trace;
 pub mod vcpu;
 
 use self::{
+    images::{Images, Placed},
     interrupts::Interrupts,
-    memory::Image,
     serial::Serial,
     statistics::Statistics,
     sys::{Backing, add_memory},
@@ -67,6 +68,9 @@ pub enum Error {
     /// A resource of the configuration.
     #[error(transparent)]
     Descriptor(#[from] descriptors::Error),
+    /// The root image.
+    #[error(transparent)]
+    Image(#[from] images::Error),
     /// A device.
     #[error(transparent)]
     Device(#[from] build::Error),
@@ -113,7 +117,7 @@ pub struct Vm {
     trace: Trace,
     state: State,
     _vm: Arc<VmFd>,
-    _images: Vec<Image>,
+    images: Images,
     _console_log: Option<MmapRegion>,
     _memory: Memory,
 }
@@ -136,8 +140,13 @@ impl Vm {
             Some(log) => memslot(&vm, slot, &Backing::Shared(log, layout::CONSOLE_LOG))?,
             None => slot,
         };
-        let (images, slot) = map_images(config, descriptors, &vm, slot)?;
-        let entry = load_kernel(config, descriptors, &memory, console_log.as_ref(), &images)?;
+        // The bus takes two memslots, whatever the images take comes behind.
+        let mut images = Images::new(Arc::clone(&vm), slot + 2, config.memory_mib << 20);
+        let root = match &config.boot.image {
+            Some(image) => Some(images.add(descriptors.take("boot.image", image)?, true)?),
+            None => None,
+        };
+        let entry = load_kernel(config, descriptors, &memory, console_log.as_ref(), root)?;
         trace.mark("kernel loaded");
 
         let vcpus = make_vcpus(&kvm, &vm, config.cpus, &memory, entry)?;
@@ -173,12 +182,12 @@ impl Vm {
             trace,
             state: State::Running,
             _vm: vm,
-            _images: images.into_iter().map(|(image, _)| image).collect(),
+            images,
             _console_log: console_log,
             _memory: memory,
         };
         for (index, device) in config.devices.iter().enumerate() {
-            let device = build::build(index, device, descriptors)?;
+            let device = build::build(index, device, descriptors, &mut this.images)?;
             this.add(device)?;
         }
         this.trace.mark("devices made");
@@ -293,30 +302,12 @@ fn open_console_log(
     )?))
 }
 
-type Images = Vec<(Image, u64)>;
-
-/// Maps the root image, the first to be found by the guest.
-fn map_images(
-    config: &VmConfig,
-    descriptors: &mut Descriptors,
-    vm: &VmFd,
-    first_slot: u32,
-) -> Result<(Images, u32), Error> {
-    let Some(resource) = &config.boot.image else {
-        return Ok((Vec::new(), first_slot));
-    };
-    let image = Image::map(descriptors.take("boot.image", resource)?, true)?;
-    let at = layout::images_start(config.memory_mib << 20);
-    let slot = memslot(vm, first_slot, &Backing::Image(&image, at))?;
-    Ok((vec![(image, at)], slot))
-}
-
 fn load_kernel(
     config: &VmConfig,
     descriptors: &mut Descriptors,
     memory: &Memory,
     console_log: Option<&MmapRegion>,
-    images: &Images,
+    root: Option<Placed>,
 ) -> Result<boot::Entry, Error> {
     let mut kernel = File::from(descriptors.take("boot.kernel", &config.boot.kernel)?);
     let mut initrd = match &config.boot.initrd {
@@ -337,7 +328,7 @@ fn load_kernel(
         cmdline: &cmdline,
         cpus: config.cpus,
         ram_bytes: config.memory_mib << 20,
-        image: images.first().map(|(image, at)| (*at, image.len())),
+        image: root.map(|root| (root.address, root.len)),
         seed,
     };
     Ok(boot::load(memory, boot)?)
