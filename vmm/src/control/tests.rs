@@ -213,7 +213,7 @@ fn a_line_without_end_is_cut_off() {
 fn too_many_descriptors_are_refused() {
     let server = Running::start(Fake::default());
     let null = File::open("/dev/null").unwrap();
-    let device = DeviceConfig::Rng {};
+    let device = DeviceConfig::Balloon { inflate_mib: 0 };
     let many = [null.as_fd(); message::MAX_DESCRIPTORS + 1];
     let mut client = server.client();
     // The kernel closes those beyond the room that there is.

@@ -18,19 +18,19 @@ pub enum Error {
     #[error(transparent)]
     Descriptor(#[from] descriptors::Error),
     /// A disk.
-    #[error("devices[{index}], a disk")]
+    #[error("{name}, a disk")]
     Blk {
-        /// Its place in the configuration.
-        index: usize,
+        /// Its name in the configuration.
+        name: String,
         /// Why.
         #[source]
         source: blk::disk::Error,
     },
     /// A socket device.
-    #[error("devices[{index}], a socket device")]
+    #[error("{name}, a socket device")]
     Vsock {
-        /// Its place in the configuration.
-        index: usize,
+        /// Its name in the configuration.
+        name: String,
         /// Why.
         #[source]
         source: vsock::NewError,
@@ -39,10 +39,10 @@ pub enum Error {
     #[error(transparent)]
     Fs(#[from] fs::PrepareError),
     /// A console.
-    #[error("devices[{index}], a console, cannot use its output")]
+    #[error("{name}, a console, cannot use its output")]
     Console {
-        /// Its place in the configuration.
-        index: usize,
+        /// Its name in the configuration.
+        name: String,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -55,20 +55,19 @@ pub enum Error {
     Balloon(#[from] balloon::NewError),
 }
 
-/// Makes the device `devices[index]`, which takes its resources from `descriptors` and, if it is
+/// Makes the device that the configuration calls `name`, which takes its resources from `descriptors` and, if it is
 /// memory, its place from `images`.
 ///
 /// # Errors
 /// When a resource is not what the device needs.
 pub fn build(
-    index: usize,
+    name: &str,
     config: &DeviceConfig,
     descriptors: &mut Descriptors,
     images: &mut Images,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
-    let mut take = |field: &str, resource: &Resource| {
-        descriptors.take(&format!("devices[{index}].{field}"), resource)
-    };
+    let mut take =
+        |field: &str, resource: &Resource| descriptors.take(&format!("{name}.{field}"), resource);
     Ok(match config {
         DeviceConfig::Blk {
             disk,
@@ -81,7 +80,10 @@ pub fn build(
             };
             let disk = File::from(take("disk", disk)?);
             let device = blk::Blk::new(disk, &settings);
-            Box::new(device.map_err(|source| Error::Blk { index, source })?)
+            Box::new(device.map_err(|source| Error::Blk {
+                name: name.to_owned(),
+                source,
+            })?)
         }
         DeviceConfig::Vsock {
             cid,
@@ -94,7 +96,10 @@ pub fn build(
                 .map(|port| Ok((port.port, take("guest_ports", &port.socket)?.into())))
                 .collect::<Result<_, descriptors::Error>>()?;
             let device = vsock::Vsock::new(*cid, listener, ports);
-            Box::new(device.map_err(|source| Error::Vsock { index, source })?)
+            Box::new(device.map_err(|source| Error::Vsock {
+                name: name.to_owned(),
+                source,
+            })?)
         }
         DeviceConfig::Fs {
             tag,
@@ -115,7 +120,10 @@ pub fn build(
                 .map(|input| take("input", input))
                 .transpose()?;
             let device = Console::new(output, input);
-            Box::new(device.map_err(|source| Error::Console { index, source })?)
+            Box::new(device.map_err(|source| Error::Console {
+                name: name.to_owned(),
+                source,
+            })?)
         }
         DeviceConfig::Pmem { file, read_only } => {
             let file = File::from(take("file", file)?);

@@ -1,6 +1,6 @@
 //! What the control socket asks of a VM.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 
 use super::{End, Vm};
 use crate::{
@@ -69,7 +69,7 @@ impl Vm {
             exits: exits
                 .map(|(kind, counter)| (kind.to_owned(), counter.get()))
                 .into(),
-            kvm: BTreeMap::new(),
+            kvm: self.machine.kvm_counters(),
             devices: devices
                 .map(|(slot, kind, counted)| DeviceCounters {
                     slot,
@@ -101,7 +101,7 @@ impl Vm {
             return Err("a directory can only be shared from the VM's start on".to_owned());
         }
         let mut descriptors = Descriptors::received(descriptors);
-        let device = build::build(config, &mut descriptors, &self._memory)
+        let device = build::build("device", config, &mut descriptors, &mut self.images)
             .map_err(|error| error.to_string())?;
         let slot = self.add(device).map_err(|error| error.to_string())?;
         let started = self.machine.bus().start(slot);

@@ -187,7 +187,12 @@ impl Vm {
             _memory: memory,
         };
         for (index, device) in config.devices.iter().enumerate() {
-            let device = build::build(index, device, descriptors, &mut this.images)?;
+            let device = build::build(
+                &format!("devices[{index}]"),
+                device,
+                descriptors,
+                &mut this.images,
+            )?;
             this.add(device)?;
         }
         this.trace.mark("devices made");
