@@ -49,13 +49,24 @@ pub(crate) struct Rig<D> {
 struct Driver {
     next_descriptor: u16,
     avail_index: u16,
+    /// `avail_index` when the driver last thought about a kick.
+    kicked_index: u16,
     used_seen: u16,
     interrupt: Arc<EventFd>,
 }
 
 impl<D: VirtioDevice> Rig<D> {
     /// Activates `device` with all its features and queues of 64 descriptors.
-    pub(crate) fn new(mut device: D) -> Self {
+    pub(crate) fn new(device: D) -> Self {
+        Self::build(device, false)
+    }
+
+    /// As [`Rig::new`], and both sides say when they want to be notified (`VIRTIO_F_EVENT_IDX`).
+    pub(crate) fn with_event_index(device: D) -> Self {
+        Self::build(device, true)
+    }
+
+    fn build(mut device: D, event_index: bool) -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let counters = Arc::new(DeviceCounters::default());
         let epoll = Arc::new(Epoll::new().unwrap());
@@ -66,6 +77,7 @@ impl<D: VirtioDevice> Rig<D> {
             let base = index as u64 * QUEUE_SPAN;
             let mut ring = Queue::new(QUEUE_SIZE).unwrap();
             ring.set_size(QUEUE_SIZE);
+            ring.set_event_idx(event_index);
             ring.try_set_desc_table_address(GuestAddress(base)).unwrap();
             ring.try_set_avail_ring_address(GuestAddress(base + 0x1000))
                 .unwrap();
@@ -81,6 +93,7 @@ impl<D: VirtioDevice> Rig<D> {
             drivers.push(Driver {
                 next_descriptor: 0,
                 avail_index: 0,
+                kicked_index: 0,
                 used_seen: 0,
                 interrupt,
             });
@@ -206,6 +219,22 @@ impl<D: VirtioDevice> Rig<D> {
         serve_queue(&mut self.device, &mut self.active, queue)
     }
 
+    /// As [`Rig::kick`], but only when the device asked to be kicked for what was offered since
+    /// the last time. Needs [`Rig::with_event_index`].
+    pub(crate) fn kick_if_wanted(&mut self, queue: usize) -> Result<bool, Error> {
+        let at = queue as u64 * QUEUE_SPAN + 0x2000 + 4 + 8 * u64::from(QUEUE_SIZE);
+        let event: u16 = self.active.memory.read_obj(GuestAddress(at)).unwrap();
+        let driver = &mut self.drivers[queue];
+        let (new, old) = (driver.avail_index, driver.kicked_index);
+        driver.kicked_index = new;
+        // `vring_need_event` of virtio 1.2, section 2.7.10.
+        let wanted = new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old);
+        if wanted {
+            self.kick(queue)?;
+        }
+        Ok(wanted)
+    }
+
     /// Waits up to `timeout_ms` for the device's own descriptors and lets it handle those
     /// that are ready; false when none was.
     pub(crate) fn poll(&mut self, timeout_ms: i32) -> bool {
@@ -239,6 +268,9 @@ impl<D: VirtioDevice> Rig<D> {
             used.push((head as u16, len));
             driver.used_seen = driver.used_seen.wrapping_add(1);
         }
+        // Wants to hear of the next one.
+        let event = base - 0x1000 + 4 + 2 * u64::from(QUEUE_SIZE);
+        memory.write_obj(index, GuestAddress(event)).unwrap();
         used
     }
 

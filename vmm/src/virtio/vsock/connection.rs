@@ -247,6 +247,11 @@ impl Connection {
                 || owed.credit_request)
     }
 
+    /// Whether the guest has to be told that the host ended a direction.
+    pub fn owes_shutdown(&self) -> bool {
+        self.owed.shutdown
+    }
+
     /// The next packet without data that the guest is owed: operation, flags and credit.
     pub fn next_packet(&mut self) -> Option<Header> {
         if !self.owes() {
@@ -277,6 +282,129 @@ impl Connection {
             buf_alloc: BUF_ALLOC,
             fwd_cnt: self.forwarded,
             ..header
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::packet::Key, *};
+
+    fn packet(message: Message) -> Packet {
+        Packet {
+            key: Key {
+                host_port: 1,
+                guest_port: 2,
+            },
+            buf_alloc: 1000,
+            fwd_cnt: 0,
+            message,
+        }
+    }
+
+    fn established() -> Connection {
+        let mut connection = Connection::requested();
+        connection.next_packet().unwrap();
+        connection.handle(&packet(Message::Response)).unwrap();
+        connection
+    }
+
+    #[test]
+    fn a_request_is_made_once_and_nothing_else_before_its_answer() {
+        let mut connection = Connection::requested();
+        assert!(connection.is_unasked());
+        assert_eq!(connection.next_packet().unwrap().op, Op::Request as u16);
+        connection.end_host_send();
+        assert_eq!(connection.next_packet(), None);
+        assert_eq!(connection.room(), 0);
+    }
+
+    #[test]
+    fn credit_is_what_the_guest_has_not_taken_out_yet() {
+        let mut connection = established();
+        connection.send(600);
+        assert_eq!(connection.room(), 400);
+        let update = Packet {
+            fwd_cnt: 500,
+            ..packet(Message::CreditUpdate)
+        };
+        connection.handle(&update).unwrap();
+        assert_eq!(connection.room(), 900);
+    }
+
+    #[test]
+    fn a_guest_that_takes_out_what_it_never_got_has_no_credit() {
+        let mut connection = established();
+        let lie = Packet {
+            fwd_cnt: 5,
+            ..packet(Message::CreditUpdate)
+        };
+        connection.handle(&lie).unwrap();
+        assert_eq!(connection.room(), 0);
+    }
+
+    #[test]
+    fn the_count_of_bytes_wraps_around() {
+        let mut connection = established();
+        let step = BUF_ALLOC / 2;
+        let mut told = 0;
+        for _ in 0..(1_u64 << 33) / u64::from(step) {
+            connection.handle(&packet(Message::Data(step))).unwrap();
+            connection.forward(step as usize);
+            told += u64::from(connection.next_packet().is_some());
+        }
+        assert_eq!(told, (1 << 33) / u64::from(step));
+        assert!(connection.handle(&packet(Message::Data(BUF_ALLOC))).is_ok());
+    }
+
+    #[test]
+    fn a_shutdown_names_all_directions_that_are_ended() {
+        let mut connection = established();
+        connection.end_host_receive();
+        assert_eq!(connection.next_packet().unwrap().flags, 1);
+        connection.end_host_receive();
+        assert_eq!(connection.next_packet(), None);
+        connection.end_host_send();
+        assert_eq!(connection.next_packet().unwrap().flags, 3);
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        prop_oneof![
+            1 => Just(Message::Request),
+            1 => Just(Message::Response),
+            1 => Just(Message::Reset),
+            1 => (0..4_u32).prop_map(|flags| Message::Shutdown(Ended::from_flags(flags))),
+            4 => (0..2 * BUF_ALLOC).prop_map(Message::Data),
+            1 => Just(Message::CreditUpdate),
+            1 => Just(Message::CreditRequest),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_kept_than_promised_and_no_more_sent_than_allowed(
+            events in proptest::collection::vec((message(), any::<u32>(), any::<u32>(), any::<u16>()), 0..200),
+        ) {
+            let mut connection = established();
+            let mut kept = 0;
+            for (message, buf_alloc, fwd_cnt, count) in events {
+                let packet = Packet { buf_alloc, fwd_cnt, ..packet(message) };
+                match connection.handle(&packet) {
+                    Ok(Step::Data(len)) => kept += len as usize,
+                    Ok(_) => {}
+                    Err(_) => prop_assert!(message != Message::CreditUpdate),
+                }
+                prop_assert!(kept <= BUF_ALLOC as usize);
+                let taken = kept.min(usize::from(count));
+                connection.forward(taken);
+                kept -= taken;
+                prop_assert!(connection.room() <= buf_alloc.max(connection.guest_buf_alloc));
+                connection.send(connection.room().min(u32::from(count)));
+                connection.want_credit();
+                connection.next_packet();
+            }
         }
     }
 }

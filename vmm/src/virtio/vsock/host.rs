@@ -102,17 +102,20 @@ impl HostStream {
         Ok(taken)
     }
 
-    /// Throws away what was kept, and says how much it was.
-    pub(super) fn forget(&mut self) -> usize {
-        let kept = self.backlog.len() - self.sent;
+    /// Throws away what was kept.
+    pub(super) fn forget(&mut self) {
         self.backlog = Vec::new();
         self.sent = 0;
-        kept
+    }
+
+    /// How many bytes the socket did not take yet.
+    pub(super) fn kept(&self) -> usize {
+        self.backlog.len() - self.sent
     }
 
     /// Whether the socket took everything.
     pub(super) fn is_flushed(&self) -> bool {
-        self.sent == self.backlog.len()
+        self.kept() == 0
     }
 
     /// Writes a short line to a socket that nothing was written to so far.

@@ -42,10 +42,14 @@ impl Machine {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vsock")).unwrap();
         Self {
-            rig: Rig::new(Vsock::new(CID, listener, ports).unwrap()),
+            rig: Rig::with_event_index(Vsock::new(CID, listener, ports).unwrap()),
             directory,
             rooms: VecDeque::new(),
         }
+    }
+
+    fn muxer(&mut self) -> &mut Muxer {
+        &mut self.rig.device.muxer
     }
 
     fn offer_rooms(&mut self, count: usize, bytes: usize) {
@@ -552,4 +556,368 @@ fn a_reset_device_starts_afresh() {
     assert_eq!(read_to_end(&mut client), b"");
     machine.send(peer.header(Op::Rw), b"x");
     assert_eq!(machine.receive_ops(), [RST]);
+}
+
+#[test]
+fn a_packet_in_the_name_of_another_guest_is_not_answered() {
+    let mut machine = Machine::new();
+    let (_client, peer) = machine.connect(1);
+    let header = Header {
+        src_cid: 9,
+        ..peer.header(Op::Rst)
+    };
+    machine.send(header, &[]);
+    machine.send(peer.header(Op::CreditRequest), &[]);
+    assert_eq!(machine.receive_ops(), [CREDIT_UPDATE]);
+}
+
+#[test]
+fn nonsense_ends_its_connection_and_no_other() {
+    for (op, len) in [(0, 0), (8, 0), (0xffff, 0), (Op::Rw as u16, 1 << 31)] {
+        let mut machine = Machine::new();
+        let (mut victim, one) = machine.connect(1);
+        let (mut other, two) = machine.connect(2);
+        let header = Header {
+            op,
+            len,
+            ..one.header(Op::Rw)
+        };
+
+        machine.send_raw(header, b"x");
+        machine.send(two.header(Op::Rw), b"y");
+
+        assert_eq!(machine.receive_ops(), [RST], "{op}");
+        assert_eq!(read_to_end(&mut victim), b"");
+        other.read_exact(&mut [0]).unwrap();
+    }
+}
+
+#[test]
+fn packets_that_do_not_fit_the_state_end_the_connection() {
+    for op in [Op::Request, Op::Response] {
+        let mut machine = Machine::new();
+        let (mut client, peer) = machine.connect(1);
+        machine.send(peer.header(op), &[]);
+        assert_eq!(machine.receive_ops(), [RST]);
+        assert_eq!(read_to_end(&mut client), b"");
+    }
+    let mut machine = Machine::new();
+    let (_client, peer) = machine.connect(1);
+    machine.send(peer.shutdown(SEND), &[]);
+    machine.send(peer.header(Op::Rw), b"after the end");
+    assert_eq!(machine.receive_ops(), [RST]);
+}
+
+#[test]
+fn an_answer_to_a_request_that_was_not_given_yet_is_refused() {
+    let mut machine = Machine::without_rooms(Vec::new());
+    let mut client = machine.ask(7);
+    let peer = Peer {
+        guest_port: 7,
+        host_port: FIRST_HOST_PORT,
+    };
+    machine.send(peer.header(Op::Response), &[]);
+    assert_eq!(read_to_end(&mut client), b"");
+}
+
+#[test]
+fn a_packet_of_another_kind_of_socket_is_reset_in_kind() {
+    let mut machine = Machine::new();
+    let (_client, peer) = machine.connect(1);
+    let header = Header {
+        kind: 2,
+        ..peer.header(Op::Rw)
+    };
+    machine.send(header, b"x");
+    let (reset, _) = machine.receive_one();
+    assert_eq!((reset.op, reset.kind), (RST, 2));
+    machine.send(peer.header(Op::CreditRequest), &[]);
+    assert_eq!(machine.receive_ops(), [CREDIT_UPDATE]);
+}
+
+#[test]
+fn a_flood_of_requests_waits_in_the_guest_and_not_in_the_host() {
+    let mut machine = Machine::without_rooms(Vec::new());
+    let mut taken = 0;
+    for round in 0..6 {
+        for i in 0..60 {
+            let peer = Peer {
+                guest_port: round * 60 + i,
+                host_port: 80,
+            };
+            machine
+                .rig
+                .offer(TX, &[Buffer::Out(&peer.header(Op::Request).encode())]);
+        }
+        machine.rig.kick(TX).unwrap();
+        machine.settle();
+        let used = machine.rig.used(TX).len();
+        taken += used;
+        if used < 60 {
+            break;
+        }
+    }
+    assert!(taken < 300, "{taken}");
+    assert!(machine.muxer().is_congested());
+
+    let offered = 300;
+    let mut resets = 0;
+    machine.offer_rooms(32, ROOM);
+    for _ in 0..20 {
+        machine.settle();
+        resets += machine.receive_ops().len();
+        machine.rig.kick_if_wanted(RX).unwrap();
+        machine.rig.used(TX);
+    }
+    assert_eq!(resets, offered);
+}
+
+#[test]
+fn bad_buffers_stop_the_device() {
+    let mut machine = Machine::without_rooms(Vec::new());
+    machine.rig.offer(TX, &[Buffer::Out(&[0; 43])]);
+    assert!(matches!(
+        machine.rig.kick(TX),
+        Err(Error::BadRequest { queue: TX, .. })
+    ));
+
+    let mut machine = Machine::without_rooms(Vec::new());
+    let _client = machine.ask(1);
+    machine.rig.offer(RX, &[Buffer::In(HEADER_BYTES)]);
+    assert!(matches!(
+        machine.rig.kick(RX),
+        Err(Error::BadRequest { queue: RX, .. })
+    ));
+
+    let mut machine = Machine::without_rooms(Vec::new());
+    machine.rig.offer(TX, &[Buffer::Out(&[0; 44])]);
+    machine.rig.write_descriptor(TX, 0, 1 << 40, 44, 0, 0);
+    assert!(machine.rig.kick(TX).is_err());
+}
+
+#[test]
+fn a_header_may_lie_in_pieces() {
+    let mut machine = Machine::without_rooms(Vec::new());
+    let _client = machine.ask(1);
+    let room = machine
+        .rig
+        .offer(RX, &[Buffer::In(1), Buffer::In(42), Buffer::In(9)]);
+    machine.kick_rx();
+    let bytes = machine.rig.written(&room);
+    let header = Header::decode(bytes[..HEADER_BYTES].try_into().unwrap());
+    assert_eq!((header.op, header.dst_port), (Op::Request as u16, 1));
+
+    let peer = Peer {
+        guest_port: 1,
+        host_port: header.src_port,
+    };
+    let answer = peer.header(Op::Response).encode();
+    machine
+        .rig
+        .offer(TX, &[Buffer::Out(&answer[..3]), Buffer::Out(&answer[3..])]);
+    machine.rig.kick(TX).unwrap();
+    let mut line = [0; 14];
+    (&_client).read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"OK 1073741824\n");
+}
+
+#[test]
+fn programs_beyond_the_limit_wait_for_room() {
+    let mut machine = Machine::new();
+    machine.muxer().limit = 2;
+    let (first, _) = machine.connect(1);
+    let _second = machine.connect(2);
+    let mut third = UnixStream::connect(machine.path()).unwrap();
+    third.write_all(b"CONNECT 3\n").unwrap();
+    machine.settle();
+    assert!(machine.receive_ops().is_empty());
+
+    drop(first);
+    machine.settle();
+
+    assert_eq!(machine.receive_ops(), [SHUTDOWN, Op::Request as u16]);
+}
+
+/// Streams through a connection, in both directions at once, with as many kicks as the device asks
+/// for and no more.
+#[test]
+fn a_long_stream_loses_no_byte_and_no_wake_up() {
+    const BYTES: usize = 8 << 20;
+    let mut machine = Machine::new();
+    let (client, peer) = machine.connect(1);
+    client.set_nonblocking(true).unwrap();
+    let pattern = |at: usize| (at % 251) as u8;
+    let blank = vec![0; HEADER_BYTES + 65_536];
+    let packets: Vec<Chain> = (0..8)
+        .map(|_| machine.rig.offer(TX, &[Buffer::Out(&blank)]))
+        .collect();
+    machine.rig.kick_if_wanted(TX).unwrap();
+    machine.settle();
+    machine.rig.used(TX);
+    machine.receive();
+
+    let (mut up, mut down, mut written, mut read) = (0_usize, 0_usize, 0, 0);
+    let (mut told, mut fwd_cnt, mut idle) = (0, 0, 0);
+    let mut buffer = vec![0; 100_000];
+    while down < BYTES || read < BYTES {
+        let before = (written, down, up, read);
+        // The program of the host.
+        let next: Vec<u8> = (written..BYTES.min(written + 50_000))
+            .map(pattern)
+            .collect();
+        written += (&client).write(&next).unwrap_or(0);
+        if let Ok(count) = (&client).read(&mut buffer) {
+            assert!((0..count).all(|i| buffer[i] == pattern(read + i)));
+            read += count;
+        }
+        machine.settle();
+        // The guest.
+        for (header, data) in machine.receive() {
+            fwd_cnt = header.fwd_cnt as usize;
+            assert!(
+                data.iter()
+                    .enumerate()
+                    .all(|(i, &b)| b == pattern(down + i))
+            );
+            down += data.len();
+        }
+        let mut offered = 0;
+        for chain in &packets {
+            let free = BUF_ALLOC as usize - (up - fwd_cnt);
+            let len = free.min(65_536).min(BYTES - up);
+            if len == 0 && down - told < 60_000 {
+                break;
+            }
+            told = down;
+            let data: Vec<u8> = (up..up + len).map(pattern).collect();
+            let header = Header {
+                fwd_cnt: down as u32,
+                len: len as u32,
+                ..peer.header(Op::Rw)
+            };
+            machine
+                .rig
+                .rewrite(chain, &[&header.encode(), data.as_slice()].concat());
+            machine.rig.offer_again(TX, chain);
+            up += len;
+            offered += 1;
+        }
+        machine.rig.kick_if_wanted(RX).unwrap();
+        machine.rig.kick_if_wanted(TX).unwrap();
+        machine.settle();
+        assert_eq!(machine.rig.used(TX).len(), offered);
+
+        idle = if before == (written, down, up, read) {
+            idle + 1
+        } else {
+            0
+        };
+        assert!(idle < 3, "stands still at {before:?}");
+    }
+}
+
+mod hostile {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What happens to the device.
+    #[derive(Debug, Clone)]
+    enum Event {
+        Packet(Header, usize),
+        Client(u32),
+        Write(usize, usize),
+        Read(usize),
+        Leave(usize),
+        Rooms,
+    }
+
+    fn header() -> impl Strategy<Value = Header> {
+        let ports = (0..3_u32, 0..6_u32);
+        let cids = prop_oneof![9 => Just((u64::from(CID), HOST_CID)), 1 => any::<(u64, u64)>()];
+        let op = prop_oneof![4 => Just(5_u16), 4 => 1..8_u16, 1 => any::<u16>()];
+        let kind = prop_oneof![9 => Just(TYPE_STREAM), 1 => any::<u16>()];
+        let credit = (
+            prop_oneof![Just(0), Just(GUEST_BUFFER), any::<u32>()],
+            any::<u32>(),
+        );
+        (ports, cids, op, kind, any::<u32>(), credit, 0..70_000_u32).prop_map(
+            |((guest, host), (src_cid, dst_cid), op, kind, flags, (buf_alloc, fwd_cnt), len)| {
+                Header {
+                    src_cid,
+                    dst_cid,
+                    src_port: guest,
+                    dst_port: if host == 5 {
+                        1024
+                    } else {
+                        FIRST_HOST_PORT + host
+                    },
+                    len: if op == 5 { len } else { 0 },
+                    kind,
+                    op,
+                    flags,
+                    buf_alloc,
+                    fwd_cnt,
+                }
+            },
+        )
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            8 => (header(), 0..70_000_usize).prop_map(|(header, len)| Event::Packet(header, len)),
+            3 => (0..3_u32).prop_map(Event::Client),
+            2 => (0..4_usize, 1..100_000_usize).prop_map(|(i, len)| Event::Write(i, len)),
+            2 => (0..4_usize).prop_map(Event::Read),
+            1 => (0..4_usize).prop_map(Event::Leave),
+            3 => Just(Event::Rooms),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn no_guest_and_no_program_bring_the_device_down(
+            events in proptest::collection::vec(event(), 1..60),
+        ) {
+            let (_ours, theirs) = UnixStream::pair().unwrap();
+            let mut machine = Machine::without_rooms(vec![(1024, theirs)]);
+            let mut clients = Vec::new();
+            for event in events {
+                match event {
+                    Event::Packet(header, len) => {
+                        let data = vec![7; len];
+                        machine.rig.offer(TX, &[Buffer::Out(&header.encode()), Buffer::Out(&data)]);
+                        machine.rig.kick_if_wanted(TX).unwrap();
+                    }
+                    Event::Client(port) => clients.push(machine.ask(port)),
+                    Event::Write(i, len) => {
+                        if let Some(client) = clients.get_mut(i) {
+                            client.set_nonblocking(true).unwrap();
+                            let _ = client.write(&vec![1; len]);
+                        }
+                    }
+                    Event::Read(i) => {
+                        if let Some(client) = clients.get_mut(i) {
+                            client.set_nonblocking(true).unwrap();
+                            let _ = client.read(&mut [0; 50_000]);
+                        }
+                    }
+                    Event::Leave(i) if i < clients.len() => drop(clients.remove(i)),
+                    Event::Leave(_) => {}
+                    Event::Rooms => {
+                        machine.receive();
+                        if machine.rooms.len() < 32 {
+                            machine.offer_rooms(8, ROOM);
+                        }
+                        machine.rig.kick_if_wanted(RX).unwrap();
+                    }
+                }
+                machine.settle();
+                machine.rig.used(TX);
+                prop_assert!(machine.muxer().kept_bytes() <= 5 * BUF_ALLOC as usize);
+            }
+        }
+    }
 }
