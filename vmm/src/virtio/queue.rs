@@ -15,7 +15,12 @@ pub struct ActiveQueue {
     /// Written to interrupt the driver: an irqfd of KVM.
     interrupt: Arc<EventFd>,
     counters: Arc<DeviceCounters>,
+    /// Chains taken in this turn, see [`ActiveQueue::begin_turn`].
+    taken: u32,
 }
+
+/// A turn is over after so many times the queue's size.
+const TURN_ROUNDS: u32 = 4;
 
 impl ActiveQueue {
     /// A queue as the driver set it up; `interrupt` is an irqfd.
@@ -30,10 +35,22 @@ impl ActiveQueue {
             ring,
             interrupt,
             counters,
+            taken: 0,
         }
     }
 
-    /// Takes the next chain of descriptors that the driver offers.
+    /// Starts a turn. A driver that offers chains as fast as the device takes them must not keep
+    /// its thread for ever: at the end of a turn [`ActiveQueue::pop`] has nothing more.
+    pub(crate) fn begin_turn(&mut self) {
+        self.taken = 0;
+    }
+
+    /// Whether the turn ended with chains left.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.taken >= TURN_ROUNDS * u32::from(self.ring.size())
+    }
+
+    /// Takes the next chain of descriptors that the driver offers, if the turn is not over.
     ///
     /// # Errors
     /// When the available index runs ahead of the ring or lies outside of memory.
@@ -41,7 +58,7 @@ impl ActiveQueue {
         &mut self,
         memory: &'m Memory,
     ) -> Result<Option<DescriptorChain<&'m Memory>>, Error> {
-        if !self.ring.ready() {
+        if !self.ring.ready() || self.is_cut_short() {
             return Ok(None);
         }
         let index = self.index;
@@ -53,11 +70,13 @@ impl ActiveQueue {
                 source,
             })?
             .next();
+        self.taken += u32::from(chain.is_some());
         Ok(chain)
     }
 
     /// Puts the chain that [`ActiveQueue::pop`] gave last back, to be given again.
     pub fn unpop(&mut self) {
+        self.taken = self.taken.saturating_sub(1);
         self.ring.go_to_previous_position();
     }
 
@@ -131,5 +150,63 @@ impl ActiveQueue {
         self.counters.interrupts.add(1);
         // An eventfd refuses only when it is at its maximum: then it is signalled already.
         let _ = self.interrupt.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::{
+        Active, Kind, VirtioDevice,
+        testing::{Buffer, Rig},
+    };
+
+    /// A device whose driver offers the next chain as soon as one is taken.
+    struct Flooded {
+        taken: u32,
+    }
+
+    impl VirtioDevice for Flooded {
+        fn kind(&self) -> Kind {
+            Kind::Rng
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[64]
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn config_space(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
+            let available = GuestAddress(0x1002);
+            while active.queues[index].pop(&active.memory)?.is_some() {
+                self.taken += 1;
+                let index: u16 = active.memory.read_obj(available).unwrap();
+                let next = index.wrapping_add(1);
+                active.memory.write_obj(next, available).unwrap();
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_is_served_in_turns() {
+        let mut rig = Rig::new(Flooded { taken: 0 });
+        rig.offer(0, &[Buffer::In(1)]);
+
+        rig.kick(0).unwrap();
+        assert_eq!(rig.device.taken, 64 * TURN_ROUNDS);
+        assert!(rig.active.queues[0].is_cut_short());
+
+        rig.kick(0).unwrap();
+        assert_eq!(rig.device.taken, 2 * 64 * TURN_ROUNDS);
     }
 }

@@ -216,6 +216,7 @@ impl<D: VirtioDevice> Rig<D> {
 
     /// Kicks `queue` and lets the device work until it is done.
     pub(crate) fn kick(&mut self, queue: usize) -> Result<(), Error> {
+        self.active.queues[queue].begin_turn();
         serve_queue(&mut self.device, &mut self.active, queue)
     }
 
@@ -246,6 +247,9 @@ impl<D: VirtioDevice> Rig<D> {
                 ready => break ready.unwrap(),
             }
         };
+        for queue in &mut self.active.queues {
+            queue.begin_turn();
+        }
         for event in &events[..ready] {
             self.device
                 .handle_source(event.data(), event.event_set(), &mut self.active)

@@ -263,6 +263,7 @@ impl Loop {
         for index in 0..self.kicks.len() {
             serve_queue(self.device.as_mut(), active, index)?;
         }
+        self.end_turns(active);
         let mut events = [EpollEvent::default(); 32];
         loop {
             let ready = match epoll.wait(-1, &mut events) {
@@ -292,7 +293,19 @@ impl Loop {
                         .device
                         .handle_source(token, event.event_set(), active)?,
                 }
+                self.end_turns(active);
             }
+        }
+    }
+
+    /// Queues that had more than one turn's worth have another one after the other events.
+    fn end_turns(&self, active: &mut Active) {
+        for (queue, kick) in active.queues.iter_mut().zip(&self.kicks) {
+            if queue.is_cut_short() {
+                // An eventfd refuses only when it is at its maximum: then it is signalled already.
+                let _ = kick.write(1);
+            }
+            queue.begin_turn();
         }
     }
 
@@ -312,8 +325,8 @@ impl Loop {
     }
 }
 
-/// Lets the device empty a queue, until the driver has nothing new or the
-/// device takes no more.
+/// Lets the device empty a queue, until the driver has nothing new, the device
+/// takes no more, or the queue's turn is over.
 pub(crate) fn serve_queue(
     device: &mut dyn VirtioDevice,
     active: &mut Active,
@@ -327,7 +340,8 @@ pub(crate) fn serve_queue(
         active.queues[index].pause_kicks(&active.memory)?;
         device.handle_queue(index, active)?;
         let more = active.queues[index].resume_kicks(&active.memory)?;
-        if !more || active.queues[index].position() == before {
+        let queue = &active.queues[index];
+        if !more || queue.position() == before || queue.is_cut_short() {
             return Ok(());
         }
     }
