@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use protocol::READY_PORT;
 use vmm::{
-    config::{BootConfig, DeviceConfig, GuestPort, VmConfig},
+    config::{BootConfig, DeviceConfig, GuestPort, Resource, VmConfig},
     launch::Launch,
 };
 
@@ -68,7 +68,10 @@ pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig
             read_only: root.read_only,
         });
     }
-    devices.push(DeviceConfig::Rng {});
+    devices.push(DeviceConfig::Rng {
+        // Opened by the launch, before the jail is shut.
+        source: Resource::Path("/dev/urandom".into()),
+    });
     devices.push(DeviceConfig::Balloon { inflate_mib: 0 });
     VmConfig {
         boot: BootConfig {
