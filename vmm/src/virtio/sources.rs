@@ -17,7 +17,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    pub(crate) fn new(epoll: Arc<Epoll>) -> Self {
+    /// Listens with `epoll`, whose other tokens are from 2^63 on.
+    pub fn new(epoll: Arc<Epoll>) -> Self {
         Self { epoll }
     }
 
