@@ -9,7 +9,7 @@ build: setup    ## programs, agent, guest kernel and guest image, into target/bu
 	$(xtask) build
 
 setup:          ## the Debian packages that are missing
-	@scripts/setup
+	@xtask/setup
 
 demo: setup     ## a container in its own virtual machine, on real input
 	$(xtask) demo
