@@ -89,6 +89,7 @@ fn only_the_thread_of_a_shared_directory_takes_paths() {
         libc::SYS_linkat,
         libc::SYS_unlinkat,
         libc::SYS_renameat2,
+        libc::SYS_truncate,
         libc::SYS_readlinkat,
         libc::SYS_newfstatat,
         libc::SYS_fchmodat,
