@@ -1,6 +1,6 @@
 //! `bulkhead-vmm`: one process, one microVM.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{os::unix::process::ExitStatusExt, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
@@ -65,10 +65,15 @@ fn exit_status_of(error: &anyhow::Error) -> u8 {
 fn launch_file(path: &std::path::Path) -> anyhow::Result<u8> {
     let config = descriptors::read_config_file(path)?;
     let status = launch::run(&config)?;
-    Ok(status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(FAILED))
+    if let Some(signal) = status.signal() {
+        let hint = match signal {
+            libc::SIGSYS => ": it made a system call that its jail forbids, see the kernel's log",
+            _ => "",
+        };
+        anyhow::bail!("the VMM was killed by signal {signal}{hint}");
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.unwrap_or(FAILED))
 }
 
 /// Runs the VM that the launcher described on a descriptor.

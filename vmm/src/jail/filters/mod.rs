@@ -124,9 +124,10 @@ fn everyone() -> List {
     let no_code = [Argument::Without(2, libc::PROT_EXEC as u64)];
     list.allow_if(libc::SYS_mmap, &no_code);
     list.allow_if(libc::SYS_mprotect, &no_code);
-    // Only flags: the standard library checks descriptors that it closes.
-    list.allow_if(libc::SYS_fcntl, &[Argument::Is(1, libc::F_GETFD as u32)]);
-    list.allow_if(libc::SYS_fcntl, &[Argument::Is(1, libc::F_GETFL as u32)]);
+    // Flags, which the standard library checks when it closes, and duplicates.
+    for command in [libc::F_GETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC] {
+        list.allow_if(libc::SYS_fcntl, &[Argument::Is(1, command as u32)]);
+    }
     // To itself alone: the end of a panic, and kicks of vCPU threads.
     list.allow_if(libc::SYS_tgkill, &[Argument::Is(0, super::sys::own_pid())]);
     list
@@ -184,7 +185,6 @@ fn main(list: &mut List) {
         libc::SYS_fstat,
         libc::SYS_statx,
         libc::SYS_eventfd2,
-        libc::SYS_epoll_create1,
         libc::SYS_memfd_create,
         libc::SYS_ftruncate,
         // These two only take rights away.
@@ -279,6 +279,8 @@ fn shared_directory(list: &mut List) {
         libc::SYS_symlinkat,
         libc::SYS_linkat,
         libc::SYS_unlinkat,
+        // The C library's renameat2 is this one when there are no flags.
+        libc::SYS_renameat,
         libc::SYS_renameat2,
         libc::SYS_readlinkat,
         libc::SYS_statx,
@@ -322,10 +324,6 @@ fn shared_directory(list: &mut List) {
         libc::SYS_fchdir,
     ]);
     list.allow_if(libc::SYS_fcntl, &[Argument::Is(1, libc::F_SETFL as u32)]);
-    list.allow_if(
-        libc::SYS_fcntl,
-        &[Argument::Is(1, libc::F_DUPFD_CLOEXEC as u32)],
-    );
     // A working directory of its own, and no namespace.
     list.allow_if(
         libc::SYS_unshare,

@@ -88,6 +88,7 @@ fn only_the_thread_of_a_shared_directory_takes_paths() {
         libc::SYS_symlinkat,
         libc::SYS_linkat,
         libc::SYS_unlinkat,
+        libc::SYS_renameat,
         libc::SYS_renameat2,
         libc::SYS_truncate,
         libc::SYS_readlinkat,
