@@ -11,5 +11,6 @@ pub mod descriptors;
 pub mod jail;
 pub mod launch;
 pub mod pci;
+pub mod probe;
 pub mod virtio;
 pub mod vm;
