@@ -4,6 +4,7 @@
 //! - [`sandbox`]: one pod, one virtual machine: its start recipe and its end.
 //! - [`bundle`]: `config.json` and the root file system, read and rewritten for the guest.
 //! - [`container`]: a container in a sandbox: its streams, terminal, signals and exit status.
+//! - [`host`]: what the host is, as far as it concerns virtual machines.
 //! - [`id`]: the names that people give.
 //! - [`text`]: text of strangers, made fit for a terminal.
 
@@ -11,6 +12,7 @@ pub mod sandbox;
 
 pub mod bundle;
 pub mod container;
+pub mod host;
 pub mod id;
 pub mod text;
 

@@ -33,6 +33,10 @@ pub const SIZE: usize = 64 * 1024;
 
 const MARK: u32 = 0x4347_4244;
 const HEADER: usize = 12;
+/// The lines that are searched for the reason of an end.
+const LOOKED_AT: usize = 100;
+/// How the kernel begins to tell of its own end.
+const PANIC: &str = "Kernel panic";
 /// The longest line that is shown.
 const LINE_MAX: usize = 200;
 
@@ -76,15 +80,19 @@ impl Console {
 pub fn last_lines(memory: &[u8], count: usize) -> Vec<String> {
     let log = contents(memory);
     let text = String::from_utf8_lossy(&log);
-    let mut lines: Vec<String> = text
+    let mut lines: Vec<&str> = text
         .rsplit('\n')
         .map(|line| line.trim_end_matches(['\r', '\0']))
         .filter(|line| !line.is_empty())
-        .take(count)
-        .map(|line| printable(line, LINE_MAX))
+        .take(LOOKED_AT)
         .collect();
     lines.reverse();
-    lines
+    // A kernel that panics prints its stack last; the reason is above it.
+    let last = lines.len().saturating_sub(count);
+    let panic = lines.iter().position(|line| line.contains(PANIC));
+    let first = panic.map_or(last, |at| at.saturating_sub(count / 2).min(last));
+    let shown = lines[first..].iter().take(count);
+    shown.map(|line| printable(line, LINE_MAX)).collect()
 }
 
 /// The bytes of the ring, oldest first; nothing where `memory` is no ring.
@@ -133,6 +141,13 @@ mod tests {
     fn only_the_last_lines_are_kept() {
         let memory = ring(12, 12, b"one\ntwo\nthr\n");
         assert_eq!(last_lines(&memory, 2), ["two", "thr"]);
+    }
+
+    #[test]
+    fn a_panics_reason_is_shown_rather_than_the_end_of_its_stack() {
+        let log = "a\nb\nc\nKernel panic - x\n1\n2\n3\n4\n5\n6\n";
+        let memory = ring(log.len() as u32, log.len() as u32, log.as_bytes());
+        assert_eq!(last_lines(&memory, 4), ["b", "c", "Kernel panic - x", "1"]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod vmm;
 
 pub use console::Console;
 pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, ROOT_TAG, Share, Size, cmdline};
-pub use resources::{Error as ResourceError, Files, Resources, open_directory};
+pub use resources::{Error as ResourceError, Files, Resources, open_directory, open_kvm};
 pub use state::{Error as StateError, Made, StateDir};
 pub use trace::{Record, Span, Trace};
 pub use vmm::Death;

@@ -145,7 +145,11 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
         .map(OwnedFd::from)
 }
 
-fn open_kvm(path: &Path) -> Result<OwnedFd, Error> {
+/// Opens KVM's device file.
+///
+/// # Errors
+/// When it is missing or not ours to open; the error says what to do.
+pub fn open_kvm(path: &Path) -> Result<OwnedFd, Error> {
     let kvm = OpenOptions::new().read(true).write(true).open(path);
     kvm.map(OwnedFd::from).map_err(|source| {
         let advice = match source.kind() {

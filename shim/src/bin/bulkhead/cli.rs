@@ -50,6 +50,8 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run a container in a virtual machine of its own
     Run(RunArgs),
+    /// Say whether this host runs virtual machines, by running one
+    Check(CheckArgs),
 }
 
 /// The files of a machine, where they are not those beside the program.
@@ -99,6 +101,23 @@ pub(crate) struct RunArgs {
     /// Show where the start's time went, on stderr, or as JSON in FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) trace: Option<Option<PathBuf>>,
+}
+
+/// `bulkhead check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The exit status is 0 where virtual machines run, else 1. For each thing missing the report says\n\
+                  what to do."
+)]
+pub(crate) struct CheckArgs {
+    /// Print nothing, only exit
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
 }
 
 impl FileArgs {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod check;
 mod cli;
 mod log;
 mod run;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = log::start(&cli.global).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&cli.global, &args, &trace),
+        Command::Check(args) => check::check(&cli.global, &args),
     });
     match outcome {
         Ok(status) => ExitCode::from(status),

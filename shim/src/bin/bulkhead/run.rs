@@ -13,17 +13,18 @@ use shim::{
 
 use super::cli::{Global, RunArgs};
 
-/// A signal that came before the container ran.
+/// A signal that came before everything was started.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted by {0} before the container ran")]
+#[error("interrupted by {0}")]
 pub(crate) struct Interrupted(pub(crate) Signal);
 
 /// Runs the container and returns its exit status.
 pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Result<u8> {
     let reading = trace.span("config read");
     let id = ContainerId::parse(&args.id)?;
+    let namespace = Namespace::parse(&args.namespace)?;
     let bundle = Bundle::load(&args.bundle)?;
-    let plan = plan(global, args, id.clone(), &bundle)?;
+    let plan = plan(global, args, namespace, id.clone(), &bundle)?;
     let terminal = match bundle.terminal() {
         true => Some(Terminal::find()?),
         false => None,
@@ -101,7 +102,7 @@ async fn rewritten(bundle: &Bundle, terminal_size: Option<(u16, u16)>) -> GuestS
 }
 
 /// Does `work` unless a signal asks for the end; what the work has made is then undone.
-async fn unless_ended<T>(
+pub(crate) async fn unless_ended<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Result<T, Interrupted> {
@@ -171,7 +172,7 @@ fn plan(global: &Global, args: &RunArgs, id: ContainerId, bundle: &Bundle) -> an
         >> 20;
     Ok(Plan {
         state_root: global.root.clone(),
-        namespace: Namespace::parse(&args.namespace)?,
+        namespace,
         id,
         files: args.files.files(),
         size: bundle::size(bundle.spec(), request, host_mib)?,
