@@ -1,6 +1,7 @@
 //! A container's cgroup, version 2: where it is, what limits it has, what it
 //! used.
 
+mod devices;
 mod limits;
 mod stats;
 
@@ -15,7 +16,10 @@ use std::{
 pub use stats::Stats;
 use tokio::io::Interest;
 
-use crate::{spec::Resources, sys};
+use crate::{
+    spec::{DeviceRule, Resources},
+    sys,
+};
 
 /// Where the hierarchy is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -122,6 +126,20 @@ impl Cgroup {
     /// Its directory, opened.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// From now on its processes may use the devices that `rules` say, and those that every
+    /// container has.
+    ///
+    /// # Errors
+    /// When a rule is none, or the kernel does not take the program.
+    pub fn restrict_devices(&self, rules: &[DeviceRule]) -> Result<(), Error> {
+        let program = devices::program(rules)?;
+        sys::attach_device_program(self.fd(), &program).map_err(|source| Error::Step {
+            doing: "apply linux.resources.devices to",
+            cgroup: self.path.clone(),
+            source,
+        })
     }
 
     /// Reads its counters.

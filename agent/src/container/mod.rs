@@ -226,6 +226,7 @@ impl Containers {
         cgroup: &Cgroup,
     ) -> Result<Process, Error> {
         let spec = &create.spec;
+        let linux = &spec.linux;
         let process = spec
             .process
             .as_ref()
@@ -247,6 +248,8 @@ impl Containers {
         let child = launch::launch(&launch)?;
         let exit = self.reaper.watch(child.pid);
         let first = Process::prepared(child, exit, stdio).await?;
+        // Not before: to mount a root from a block device is a use of the device.
+        cgroup.restrict_devices(&linux.resources.devices)?;
         if !namespaces.makes(CloneFlags::CLONE_NEWPID) {
             first.take_along(cgroup.killer());
         }

@@ -5,6 +5,7 @@
 //! any arguments; a wrong one is an error of the kernel's.
 #![expect(unsafe_code, reason = "system calls that neither std nor nix wrap")]
 
+mod bpf;
 mod clone;
 mod identity;
 mod machine;
@@ -12,6 +13,7 @@ mod mount;
 mod socket;
 mod terminal;
 
+pub(crate) use bpf::attach_device_program;
 pub(crate) use clone::{CloneFlags, Forked, clone3, kill, pidfd_send_signal, wait_any};
 pub(crate) use identity::{
     capset, drop_bounding, install_seccomp, keep_capabilities, last_capability, no_new_privileges,

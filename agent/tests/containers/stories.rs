@@ -48,6 +48,7 @@ stories! {
     a_stream_that_nobody_opened_fails_the_request,
     a_real_time_signal_ends_a_process_and_is_told,
     a_block_root_that_is_not_there_is_told,
+    a_device_is_used_only_as_the_rules_say,
     the_agent_stays_small,
 }
 
@@ -587,4 +588,32 @@ async fn the_agent_stays_small(guest: &Guest) {
     let after = guest.agent_rss_kib().await;
     assert!(after <= before + 256, "{before} KiB grew to {after}");
     assert_eq!(guest.open_files(), guest.open_files_at_start);
+}
+
+async fn a_device_is_used_only_as_the_rules_say(guest: &Guest) {
+    // The kernel's log: a device that no container has unless a rule gives it.
+    let command = "mknod /dev/kmsg c 1 11 && dd if=/dev/kmsg bs=8k count=1 of=/dev/null; echo > /dev/null && echo null";
+    let mut spec = spec(&["sh", "-c", command]);
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] =
+            json!(["CAP_MKNOD", "CAP_SYSLOG", "CAP_DAC_OVERRIDE"]);
+    }
+    spec["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
+    let output = guest.run(&spec).await;
+    assert_eq!(output.stdout, "null\n");
+    assert!(
+        output
+            .stderr
+            .contains("can't open '/dev/kmsg': Operation not permitted"),
+        "{output:?}"
+    );
+    spec["linux"]["resources"]["devices"] = json!([
+        {"allow": false, "access": "rwm"},
+        {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rm"},
+    ]);
+    let output = guest.run(&spec).await;
+    assert!(
+        output.stderr.contains("1+0 records in") || output.stderr.contains("0+1 records in"),
+        "{output:?}"
+    );
 }
