@@ -24,7 +24,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Res
     let id = ContainerId::parse(&args.id)?;
     let namespace = Namespace::parse(&args.namespace)?;
     let bundle = Bundle::load(&args.bundle)?;
-    let plan = plan(global, args, namespace, id.clone(), &bundle)?;
+    let plan = plan(global, args, (namespace, id.clone()), &bundle)?;
     let terminal = match bundle.terminal() {
         true => Some(Terminal::find()?),
         false => None,
@@ -161,7 +161,12 @@ fn keep_trace(sandbox: &Sandbox, to: Option<&Option<PathBuf>>) -> anyhow::Result
     Ok(())
 }
 
-fn plan(global: &Global, args: &RunArgs, id: ContainerId, bundle: &Bundle) -> anyhow::Result<Plan> {
+fn plan(
+    global: &Global,
+    args: &RunArgs,
+    (namespace, id): (Namespace, ContainerId),
+    bundle: &Bundle,
+) -> anyhow::Result<Plan> {
     let request = bundle::SizeRequest {
         memory_mib: args.memory,
         cpus: args.cpus,
