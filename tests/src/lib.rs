@@ -1,1 +1,3 @@
 //! Helpers of the system tests, which drive Bulkhead from outside on real KVM.
+
+pub mod guest;
