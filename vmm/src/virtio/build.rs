@@ -55,6 +55,15 @@ pub enum Error {
     Balloon(#[from] balloon::NewError),
 }
 
+/// Whether system calls are restricted already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jail {
+    /// They are not: a device can have made for it what cannot be made later.
+    Open,
+    /// They are: the device is added to a VM that runs.
+    Shut,
+}
+
 /// Makes the device that the configuration calls `name`, which takes its resources from `descriptors` and, if it is
 /// memory, its place from `images`.
 ///
@@ -65,6 +74,7 @@ pub fn build(
     config: &DeviceConfig,
     descriptors: &mut Descriptors,
     images: &mut Images,
+    jail: Jail,
 ) -> Result<Box<dyn VirtioDevice>, Error> {
     let mut take =
         |field: &str, resource: &Resource| descriptors.take(&format!("{name}.{field}"), resource);
@@ -79,11 +89,14 @@ pub fn build(
                 serial: serial.clone(),
             };
             let disk = File::from(take("disk", disk)?);
-            let device = blk::Blk::new(disk, &settings);
-            Box::new(device.map_err(|source| Error::Blk {
+            let device = blk::Blk::new(disk, &settings).map_err(|source| Error::Blk {
                 name: name.to_owned(),
                 source,
-            })?)
+            })?;
+            match jail {
+                Jail::Open => Box::new(device.with_ring()),
+                Jail::Shut => Box::new(device),
+            }
         }
         DeviceConfig::Vsock {
             cid,

@@ -101,8 +101,14 @@ impl Vm {
             return Err("a directory can only be shared from the VM's start on".to_owned());
         }
         let mut descriptors = Descriptors::received(descriptors);
-        let device = build::build("device", config, &mut descriptors, &mut self.images)
-            .map_err(|error| error.to_string())?;
+        let device = build::build(
+            "device",
+            config,
+            &mut descriptors,
+            &mut self.images,
+            build::Jail::Shut,
+        )
+        .map_err(|error| error.to_string())?;
         let slot = self.add(device).map_err(|error| error.to_string())?;
         let started = self.machine.bus().start(slot);
         started.map_err(|error| {

@@ -192,6 +192,7 @@ impl Vm {
                 device,
                 descriptors,
                 &mut this.images,
+                build::Jail::Open,
             )?;
             this.add(device)?;
         }
