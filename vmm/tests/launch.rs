@@ -6,7 +6,10 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
     path::Path,
     process::{Command, ExitCode},
     thread,
@@ -55,6 +58,18 @@ const TESTS: &[(&str, fn())] = &[
         a_program_that_is_none_is_an_error,
     ),
     (
+        "a_launcher_without_privileges_can_launch_but_not_share",
+        a_launcher_without_privileges_can_launch,
+    ),
+    (
+        "what_the_jailed_program_opens_is_not_for_taking",
+        what_the_jailed_program_opens_is_not_for_taking,
+    ),
+    (
+        "what_cannot_be_opened_is_an_error",
+        what_cannot_be_opened_is_an_error,
+    ),
+    (
         "many_threads_can_launch_at_once",
         many_threads_can_launch_at_once,
     ),
@@ -66,6 +81,7 @@ fn main() -> ExitCode {
     match arguments.get(1).map(String::as_str) {
         Some("--config-fd") => jailed(&arguments[2]),
         Some("launch-and-die") => launch_and_die(),
+        Some("launch-unprivileged") => launch_unprivileged(),
         // What `cargo test` passes to all test programs.
         Some("--list") => ExitCode::SUCCESS,
         filter => run_tests(filter.filter(|text| !text.starts_with('-')).unwrap_or("")),
@@ -125,6 +141,15 @@ fn jailed(config_fd: &str) -> ExitCode {
         "sleep" => {
             say("ready".to_owned());
             thread::sleep(Duration::from_secs(60));
+        }
+        "take-own" => {
+            // As a careless library opens things: without close-on-exec.
+            let (own, _other) = nix::unistd::pipe().unwrap();
+            let resource = Resource::Fd(own.as_raw_fd());
+            say(Descriptors::default()
+                .take("it", &resource)
+                .unwrap_err()
+                .to_string());
         }
         "complain" => eprintln!("something is wrong"),
         code => return ExitCode::from(code.parse::<u8>().unwrap()),
@@ -344,4 +369,64 @@ fn stderr_goes_where_it_is_sent() {
     let mut text = String::new();
     File::from(reader).read_to_string(&mut text).unwrap();
     assert_eq!(text, "something is wrong\n");
+}
+
+fn what_the_jailed_program_opens_is_not_for_taking() {
+    let said = run(config("take-own"));
+    assert!(said.contains("was not started with it"), "{said}");
+}
+
+fn what_cannot_be_opened_is_an_error() {
+    let mut config = config("0");
+    config.boot.kernel = Resource::Path("/nonexistent".into());
+    let error = Launch::new(program()).spawn(&config).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot open boot.kernel /nonexistent: check that it exists"
+    );
+    let mut config = self::config("0");
+    config.devices.push(DeviceConfig::Fs {
+        tag: "shared".to_owned(),
+        directory: Resource::Path("/etc/passwd".into()),
+        read_only: true,
+    });
+    let error = Launch::new(program()).spawn(&config).unwrap_err();
+    assert!(
+        error.to_string().ends_with("share a directory, not a file"),
+        "{error}"
+    );
+}
+
+fn a_launcher_without_privileges_can_launch() {
+    let output = Command::new("/proc/self/exe")
+        .arg("launch-unprivileged")
+        .uid(12345)
+        .gid(12345)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Where the host forbids it, it must say what to do.
+    assert!(
+        said == "launched\nnot shared\n" || said.starts_with("run as root"),
+        "{said} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn launch_unprivileged() -> ExitCode {
+    match Launch::new(program()).spawn(&config("7")) {
+        Ok(mut process) => assert_eq!(process.wait().unwrap().code(), Some(7)),
+        Err(vmm::launch::Error::Namespaces { advice, .. }) => {
+            println!("{advice}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => panic!("{error}: {error:?}"),
+    }
+    println!("launched");
+    let mut config = config("7");
+    config.devices.push(fs_device());
+    let error = Launch::new(program()).spawn(&config).unwrap_err();
+    assert!(error.to_string().contains("root must share it"), "{error}");
+    println!("not shared");
+    ExitCode::SUCCESS
 }

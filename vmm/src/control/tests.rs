@@ -12,9 +12,11 @@ use std::{
     thread,
 };
 
+use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
+    connection::{Connection, Next},
     message::{Counters, MAX_LINE_BYTES, State, Status},
     *,
 };
@@ -274,4 +276,32 @@ fn a_vmm_that_says_nothing_useful_is_an_error() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
     Client::new(ours).unwrap().status().unwrap_err();
+}
+
+proptest! {
+    /// However the bytes come, each line gets one reply, and nothing else does.
+    #[test]
+    fn every_line_is_answered_once(
+        lines in prop::collection::vec("[ -~]{0,60}|\\{\"request\":\"(pause|status|stop)\"\\}", 0..12),
+        pieces in prop::collection::vec(1usize..40, 1..8),
+    ) {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(server).unwrap();
+        let mut commands = Fake::default();
+        let bytes: Vec<u8> = lines.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect();
+        let mut rest = &bytes[..];
+        for piece in pieces.iter().cycle() {
+            let (now, later) = rest.split_at((*piece).min(rest.len()));
+            if now.is_empty() {
+                break;
+            }
+            client.write_all(now).unwrap();
+            prop_assert_eq!(connection.ready(&mut commands), Next::Read);
+            rest = later;
+        }
+        drop(connection);
+        prop_assert_eq!(all_of(client).lines().count(), lines.len());
+        let valid = lines.iter().filter(|line| serde_json::from_str::<Request>(line).is_ok());
+        prop_assert_eq!(commands.asked.lock().unwrap().len(), valid.count());
+    }
 }

@@ -176,11 +176,13 @@ fn advice(error: &io::Error, to: Use) -> &'static str {
     }
 }
 
-/// Reads the configuration that the launcher put at `number`.
+/// Reads the configuration that the launcher put at `number`, the first that it passed. To be
+/// called before the process opens anything: what is open now is what it was passed.
 ///
 /// # Errors
 /// When the number is no descriptor to read from or what is there is no configuration.
 pub fn read_config(number: RawFd) -> Result<VmConfig, Error> {
+    sys::remember(number);
     let file = Descriptors::default().take("--config-fd", &Resource::Fd(number))?;
     let mut text = String::new();
     fs::File::from(file)
