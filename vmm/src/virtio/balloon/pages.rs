@@ -4,7 +4,7 @@
 pub const PAGE_BYTES: u64 = 4096;
 
 /// The most page numbers in one request. Linux sends 256.
-pub const MAX_PAGES: usize = 1 << 14;
+pub const MAX_PAGES: usize = 1024;
 
 /// Consecutive pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

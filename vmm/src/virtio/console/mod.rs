@@ -2,7 +2,8 @@
 //!
 //! Output goes to a file, pipe, socket or terminal and never holds the guest
 //! up ([`output`]); input comes from a descriptor as fast as the guest has
-//! buffers for it.
+//! buffers for it. Linux loses what comes while it is still setting the port
+//! up: input should follow the guest's first output.
 //!
 //! System calls of its thread: `read` and `write`, also on eventfds, and
 //! `epoll_ctl`.

@@ -222,6 +222,22 @@ impl Vsock {
         Ok(())
     }
 
+    fn take_and_give(&mut self, active: &mut Active) -> Result<(), Error> {
+        self.take_packets(active)?;
+        self.give_packets(active)?;
+        self.wake_for_waiting();
+        Ok(())
+    }
+
+    /// A device that stops for an error will not speak again before it is reset: the programs
+    /// of the host see that at once.
+    fn hang_up_on_error(&mut self, done: Result<(), Error>) -> Result<(), Error> {
+        if done.is_err() {
+            self.muxer.reset();
+        }
+        done
+    }
+
     fn wake_for_waiting(&self) {
         if self.waiting && !self.muxer.is_congested() {
             self.wake();
@@ -262,19 +278,15 @@ impl VirtioDevice for Vsock {
     }
 
     fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
-        match index {
+        let done = match index {
             RX => self.work(active),
-            TX => {
-                self.take_packets(active)?;
-                self.give_packets(active)?;
-                self.wake_for_waiting();
-                Ok(())
-            }
+            TX => self.take_and_give(active),
             _ => {
                 debug_assert_eq!(index, EVENT);
                 Ok(())
             }
-        }
+        };
+        self.hang_up_on_error(done)
     }
 
     fn handle_source(
@@ -289,7 +301,8 @@ impl VirtioDevice for Vsock {
         } else {
             self.muxer.handle_source(token, events, &active.sources);
         }
-        self.work(active)
+        let done = self.work(active);
+        self.hang_up_on_error(done)
     }
 
     fn reset(&mut self) {

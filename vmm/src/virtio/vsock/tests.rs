@@ -696,6 +696,15 @@ fn bad_buffers_stop_the_device() {
 }
 
 #[test]
+fn programs_see_the_end_when_the_device_stops() {
+    let mut machine = Machine::new();
+    let (mut client, _) = machine.connect(1);
+    machine.rig.offer(TX, &[Buffer::Out(&[0; 43])]);
+    assert!(machine.rig.kick(TX).is_err());
+    assert_eq!(read_to_end(&mut client), b"");
+}
+
+#[test]
 fn a_header_may_lie_in_pieces() {
     let mut machine = Machine::without_rooms(Vec::new());
     let _client = machine.ask(1);
