@@ -97,6 +97,7 @@ pub fn run() -> Error {
 /// The recipe.
 fn boot(started_ns: u64) -> Result<Infallible, Error> {
     fill_standard_streams().map_err(doing("fill the standard streams"))?;
+    sys::ignore_broken_pipes().map_err(doing("ignore broken pipes"))?;
     let rpc = port::vsock(AGENT_PORT).map_err(doing("listen for requests"))?;
     let streams = port::vsock(STREAM_PORT).map_err(doing("listen for streams"))?;
     greet(started_ns).map_err(doing("greet the host"))?;

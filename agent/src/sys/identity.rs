@@ -1,6 +1,6 @@
 //! What a process may do: capabilities, seccomp, no_new_privs, its descriptors.
 
-use std::io;
+use std::{io, sync::OnceLock};
 
 use super::checked;
 
@@ -15,12 +15,13 @@ pub(crate) fn drop_bounding(capability: u8) -> io::Result<()> {
     prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).map(drop)
 }
 
-/// The highest capability this kernel knows.
+/// The highest capability this kernel knows, found once.
 pub(crate) fn last_capability() -> u8 {
-    (0..64)
-        .take_while(|&n| prctl(libc::PR_CAPBSET_READ, n, 0).is_ok())
-        .last()
-        .unwrap_or(0) as u8
+    static LAST: OnceLock<u8> = OnceLock::new();
+    *LAST.get_or_init(|| {
+        let known = |number: &u64| prctl(libc::PR_CAPBSET_READ, *number, 0).is_ok();
+        (0..64).take_while(known).last().unwrap_or(0) as u8
+    })
 }
 
 /// Keeps the permitted capabilities through a change of the user.

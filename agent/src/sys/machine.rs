@@ -44,13 +44,21 @@ pub(crate) fn add_entropy(urandom: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<(
     checked(answer.into()).map(drop)
 }
 
-/// Gives every signal its default action and unblocks all, as a new program expects.
-pub(crate) fn reset_signals() -> io::Result<()> {
-    for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action for any signal; those that cannot be changed, and
-        // the two that the C library keeps, answer EINVAL and are at their default anyway.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+/// A broken pipe is an error of the call that met it, not the end of this process.
+pub(crate) fn ignore_broken_pipes() -> io::Result<()> {
+    // SAFETY: SIG_IGN is a valid action for SIGPIPE.
+    let earlier = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    if earlier == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// Undoes what this process did to signals that a program would inherit: a broken pipe ends it
+/// again, and none is blocked. Handlers need no undoing, execve does that.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    // SAFETY: SIG_DFL is a valid action for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     Ok(())
 }

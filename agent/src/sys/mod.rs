@@ -19,7 +19,9 @@ pub(crate) use identity::{
     capset, drop_bounding, install_seccomp, keep_capabilities, last_capability, no_new_privileges,
     permitted, raise_ambient,
 };
-pub(crate) use machine::{MAX_ENTROPY, add_entropy, boottime_ns, reset_signals, set_domain_name};
+pub(crate) use machine::{
+    MAX_ENTROPY, add_entropy, boottime_ns, ignore_broken_pipes, reset_signals, set_domain_name,
+};
 pub(crate) use mount::{FsContext, MountAttr, mount_setattr, move_mount, open_tree};
 pub(crate) use socket::{
     accept, arrange, arranged, become_stdio, exit_now, is_open, loopback_up, receive, splice, watch,
