@@ -12,6 +12,7 @@
 pub mod boot;
 pub mod cgroup;
 pub mod container;
+mod devices;
 pub mod guest;
 pub mod id;
 mod launch;

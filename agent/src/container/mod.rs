@@ -17,6 +17,7 @@ pub use stdio::StreamIds;
 
 use crate::{
     cgroup::{self, Cgroup, Stats},
+    devices::{self, Guard},
     id::{ContainerId, ExecId},
     launch::{self, FailureKind, Launch, Namespaces, NewContainer, Place},
     log,
@@ -158,6 +159,8 @@ struct Container {
     first: Arc<Process>,
     execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
     seccomp: Option<seccomp::Filter>,
+    device_rules: Vec<spec::DeviceRule>,
+    device_guard: Mutex<Guard>,
     cgroup: Cgroup,
 }
 
@@ -207,6 +210,8 @@ impl Containers {
                 first: Arc::new(first),
                 execs: Mutex::default(),
                 seccomp,
+                device_rules: linux.resources.devices.0.clone(),
+                device_guard: Mutex::new(Guard::of(&create.spec)),
                 cgroup,
             }),
             Err(error) => {
@@ -248,8 +253,10 @@ impl Containers {
         let child = launch::launch(&launch)?;
         let exit = self.reaper.watch(child.pid);
         let first = Process::prepared(child, exit, stdio).await?;
-        // Not before: to mount a root from a block device is a use of the device.
-        cgroup.restrict_devices(&linux.resources.devices)?;
+        if Guard::of(spec) == Guard::Program {
+            // Not before: to mount a root from a block device is a use of the device.
+            cgroup.restrict_devices(&linux.resources.devices)?;
+        }
         if !namespaces.makes(CloneFlags::CLONE_NEWPID) {
             first.take_along(cgroup.killer());
         }
@@ -269,6 +276,7 @@ impl Containers {
         if !container.first.is_running() {
             return Err(Error::NotRunning(id.clone()));
         }
+        container.guard_devices(process)?;
         let stdio = stdio::open(&self.streams, streams, process.terminal).await?;
         let launch = Launch {
             place: Place::Inside(container.first.pidfd()),
@@ -449,6 +457,16 @@ impl Container {
             container: id.clone(),
             exec: exec.clone(),
         })
+    }
+
+    /// A further process may be able to make device files where the first one was not.
+    fn guard_devices(&self, process: &spec::Process) -> Result<(), Error> {
+        let mut guard = lock(&self.device_guard);
+        if *guard == Guard::Mounts && devices::can_make_devices(process) {
+            self.cgroup.restrict_devices(&self.device_rules)?;
+            *guard = Guard::Program;
+        }
+        Ok(())
     }
 
     fn check_free(&self, id: &ContainerId, exec: &ExecId) -> Result<(), Error> {

@@ -25,6 +25,7 @@ use nix::{
 };
 
 use crate::{
+    devices::Guard,
     spec::Spec,
     sys::{self, FsContext, MountAttr},
 };
@@ -139,13 +140,17 @@ impl Rootfs {
         cgroup: &Path,
     ) -> Result<Self, Error> {
         hold_back_propagation().map_err(doing("make the mounts of the guest slaves"))?;
-        mount_root(source, scratch)?;
+        let held = match Guard::of(spec) {
+            Guard::Mounts => libc::MOUNT_ATTR_NODEV,
+            Guard::None | Guard::Program => 0,
+        };
+        mount_root(source, scratch, held)?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(scratch.root.as_str(), flags, Mode::empty())
             .map_err(io::Error::from)
             .map_err(doing("open the root"))?;
         for mount in &spec.mounts {
-            mounts::mount(root.as_fd(), mount, &spec.linux, cgroup)?;
+            mounts::mount(root.as_fd(), mount, &spec.linux, cgroup, held)?;
         }
         devices::make(root.as_fd(), spec)?;
         let terminal = match &spec.process {
@@ -190,7 +195,8 @@ fn hold_back_propagation() -> io::Result<()> {
     sys::mount_setattr(root.as_fd(), true, &attr)
 }
 
-fn mount_root(source: &Source, scratch: &Scratch) -> Result<(), Error> {
+/// Mounts the root with the attributes `held` besides its own.
+fn mount_root(source: &Source, scratch: &Scratch, held: u64) -> Result<(), Error> {
     let mount = match source {
         Source::Directory(path) => directory(path),
         Source::Block {
@@ -202,7 +208,9 @@ fn mount_root(source: &Source, scratch: &Scratch) -> Result<(), Error> {
             device, filesystem, ..
         } => overlay(device, filesystem, scratch),
     }?;
-    attach(mount.as_fd(), &scratch.root).map_err(doing("attach the root"))
+    mounts::hold(mount.as_fd(), held)
+        .and_then(|()| attach(mount.as_fd(), &scratch.root))
+        .map_err(doing("attach the root"))
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Error> {

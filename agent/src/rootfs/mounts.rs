@@ -39,12 +39,26 @@ pub(super) fn filesystem(
         })
 }
 
-/// Mounts one of the configuration's `mounts` inside `root`.
+/// Gives a detached mount, and all below it, the attributes `held`.
+pub(super) fn hold(tree: BorrowedFd<'_>, held: u64) -> io::Result<()> {
+    if held == 0 {
+        return Ok(());
+    }
+    let attr = MountAttr {
+        set: held,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(tree, true, &attr)
+}
+
+/// Mounts one of the configuration's `mounts` inside `root`; what is bound there from the guest
+/// gets the attributes `held` besides its own.
 pub(super) fn mount(
     root: BorrowedFd<'_>,
     mount: &spec::Mount,
     linux: &Linux,
     cgroup: &Path,
+    held: u64,
 ) -> Result<(), Error> {
     let destination = mount.destination.as_str();
     let options = options::parse(mount.options.iter().map(String::as_str)).map_err(|option| {
@@ -56,7 +70,9 @@ pub(super) fn mount(
     let kind = mount.kind.as_deref().unwrap_or("bind");
     let source = mount.source.as_deref().unwrap_or_default();
     let tree = if options.bind || kind == "bind" {
-        bind(source, &options).map_err(|source_error| (source_error, String::new()))
+        bind(source, &options)
+            .and_then(|tree| hold(tree.as_fd(), held).map(|()| tree))
+            .map_err(|source_error| (source_error, String::new()))
     } else if kind == "cgroup" || kind == "cgroup2" {
         cgroup_tree(linux, cgroup, &options)
     } else {

@@ -49,6 +49,8 @@ stories! {
     a_real_time_signal_ends_a_process_and_is_told,
     a_block_root_that_is_not_there_is_told,
     a_device_is_used_only_as_the_rules_say,
+    a_device_file_of_the_image_is_of_no_use,
+    an_exec_that_can_make_device_files_is_held_to_the_rules,
     the_agent_stays_small,
 }
 
@@ -614,6 +616,48 @@ async fn a_device_is_used_only_as_the_rules_say(guest: &Guest) {
     let output = guest.run(&spec).await;
     assert!(
         output.stderr.contains("1+0 records in") || output.stderr.contains("0+1 records in"),
+        "{output:?}"
+    );
+}
+
+/// The kernel's log, by a device file that whoever made the image put there.
+fn put_kmsg(guest: &Guest) {
+    let made = std::process::Command::new("mknod")
+        .arg(guest.root().join("kmsg"))
+        .args(["c", "1", "11"])
+        .status();
+    assert!(made.unwrap().success());
+}
+
+async fn a_device_file_of_the_image_is_of_no_use(guest: &Guest) {
+    put_kmsg(guest);
+    let output = guest
+        .sh("dd if=/kmsg bs=8k count=1 of=/dev/null; echo > /dev/null && echo null")
+        .await;
+    assert_eq!(output.stdout, "null\n");
+    assert!(
+        output
+            .stderr
+            .contains("can't open '/kmsg': Permission denied"),
+        "{output:?}"
+    );
+}
+
+async fn an_exec_that_can_make_device_files_is_held_to_the_rules(guest: &Guest) {
+    stay(guest, &spec(&["sleep", "1000"])).await;
+    let mut process = process(&[
+        "sh",
+        "-c",
+        "mknod /dev/k c 1 11; dd if=/dev/k bs=8k count=1 of=/dev/null",
+    ]);
+    for set in ["bounding", "effective", "permitted"] {
+        process["capabilities"][set] = json!(["CAP_MKNOD", "CAP_SYSLOG"]);
+    }
+    let output = guest.exec("c", "e", &process).await.unwrap();
+    assert!(
+        output
+            .stderr
+            .contains("can't open '/dev/k': Operation not permitted"),
         "{output:?}"
     );
 }
