@@ -63,12 +63,16 @@ impl Capabilities {
     pub(super) fn parse(sets: &spec::Capabilities) -> Self {
         let known = u64::MAX >> (63 - sys::last_capability().min(63));
         let bits = |names: &[String]| names.iter().fold(0, |bits, name| bits | bit(name)) & known;
+        let inheritable = bits(&sets.inheritable);
+        let permitted = bits(&sets.permitted);
         Self {
             bounding: bits(&sets.bounding),
             effective: bits(&sets.effective),
-            inheritable: bits(&sets.inheritable),
-            permitted: bits(&sets.permitted),
-            ambient: bits(&sets.ambient),
+            inheritable,
+            permitted,
+            // The kernel refuses others. Configurations name them nonetheless: those that
+            // `runc spec` writes have an ambient set and no inheritable one.
+            ambient: bits(&sets.ambient) & inheritable & permitted,
         }
     }
 
@@ -111,12 +115,30 @@ fn bit(name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::List;
 
     #[test]
     fn names_stand_for_the_kernels_numbers() {
         assert_eq!(bit("CAP_CHOWN"), 1);
         assert_eq!(bit("CAP_SYS_ADMIN"), 1 << 21);
         assert_eq!(bit("CAP_CHECKPOINT_RESTORE"), 1 << 40);
+    }
+
+    #[test]
+    fn an_ambient_capability_that_cannot_be_inherited_is_left_out() {
+        let names = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let sets = spec::Capabilities {
+            permitted: List(names(&["CAP_KILL", "CAP_CHOWN"])),
+            inheritable: List(names(&["CAP_CHOWN"])),
+            ambient: List(names(&["CAP_KILL", "CAP_CHOWN", "CAP_SETUID"])),
+            ..Default::default()
+        };
+        assert_eq!(Capabilities::parse(&sets).ambient, bit("CAP_CHOWN"));
     }
 
     #[test]
