@@ -1,7 +1,15 @@
 //! The VMM alone, with a guest that is nothing but a shell: how it ends, what
 //! its control socket does, and that its jail holds and hinders nothing.
 
-use std::{fs, os::fd::AsFd, os::unix::process::ExitStatusExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{net::UnixListener, process::ExitStatusExt},
+    },
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use system_tests::guest::{Guest, Plan};
@@ -127,6 +135,67 @@ fn a_disk_comes_and_goes_while_the_guest_runs() -> Result<()> {
     control.remove_device(slot)?;
     control.remove_device(slot).unwrap_err();
     guest.sh("echo 1 > /sys/bus/pci/rescan; [ ! -b /dev/vda ]")?;
+    Ok(())
+}
+
+#[test]
+fn a_device_of_any_other_kind_can_be_added() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let image = directory.path().join("image");
+    fs::File::create(&image)?.set_len(4 << 20)?;
+    let socket = UnixListener::bind(directory.path().join("vsock.sock"))?;
+    let null = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    let image = fs::File::options().read(true).write(true).open(&image)?;
+    let random = fs::File::open("/dev/urandom")?;
+    let kinds: [(DeviceConfig, BorrowedFd<'_>); 5] = [
+        (
+            DeviceConfig::Rng {
+                source: Resource::Fd(0),
+            },
+            random.as_fd(),
+        ),
+        (DeviceConfig::Balloon { inflate_mib: 0 }, null.as_fd()),
+        (
+            DeviceConfig::Console {
+                output: Resource::Fd(0),
+                input: None,
+            },
+            null.as_fd(),
+        ),
+        (
+            DeviceConfig::Pmem {
+                file: Resource::Fd(0),
+                read_only: false,
+            },
+            image.as_fd(),
+        ),
+        (
+            DeviceConfig::Vsock {
+                cid: 3,
+                listener: Resource::Fd(0),
+                guest_ports: Vec::new(),
+            },
+            socket.as_fd(),
+        ),
+    ];
+    let mut guest = Guest::start(Plan::default())?;
+    let mut control = guest.control()?;
+    for (device, fd) in kinds {
+        control.add_device(device, &[fd])?;
+    }
+    guest.sh("echo 1 > /sys/bus/pci/rescan")?;
+    let devices = control.status()?.devices;
+    let unused: Vec<_> = devices.iter().filter(|device| !device.in_use).collect();
+    assert!(
+        unused.is_empty(),
+        "{unused:?}\n{}",
+        guest.sh("ls /dev; dmesg | tail -n 20")?
+    );
+    guest.sh("dd if=/dev/hwrng of=/dev/null bs=64 count=1")?;
+    guest.sh("dd if=/dev/zero of=/dev/pmem0 bs=64k count=1 conv=fsync")?;
     Ok(())
 }
 

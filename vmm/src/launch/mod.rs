@@ -132,8 +132,9 @@ impl Launch {
             else {
                 continue;
             };
-            let passed = usize::try_from(number - FIRST_PASSED_FD)
-                .ok()
+            let passed = number
+                .checked_sub(FIRST_PASSED_FD)
+                .and_then(|index| usize::try_from(index).ok())
                 .and_then(|index| self.passed.get_mut(index))
                 .ok_or_else(|| Error::NotPassed {
                     tag: tag.clone(),

@@ -87,7 +87,6 @@ fn everyone() -> List {
     list.allow(&[
         libc::SYS_read,
         libc::SYS_write,
-        libc::SYS_readv,
         libc::SYS_writev,
         libc::SYS_close,
         // Waiting; a device does so anew each time that its driver starts it.
@@ -96,7 +95,6 @@ fn everyone() -> List {
         libc::SYS_epoll_pwait,
         libc::SYS_futex,
         libc::SYS_sched_yield,
-        libc::SYS_clock_nanosleep,
         libc::SYS_restart_syscall,
         libc::SYS_clock_gettime,
         // Memory.
@@ -119,8 +117,7 @@ fn everyone() -> List {
         libc::SYS_exit_group,
     ]);
     #[cfg(target_arch = "x86_64")]
-    list.allow(&[libc::SYS_epoll_wait, libc::SYS_poll]);
-    list.allow(&[libc::SYS_ppoll]);
+    list.allow(&[libc::SYS_epoll_wait]);
     let no_code = [Argument::Without(2, libc::PROT_EXEC as u64)];
     list.allow_if(libc::SYS_mmap, &no_code);
     list.allow_if(libc::SYS_mprotect, &no_code);
@@ -140,8 +137,6 @@ mod kvm {
     pub(super) const SET_GSI_ROUTING: u32 = 0x4008_ae6a;
     pub(super) const IRQFD: u32 = 0x4020_ae76;
     pub(super) const IOEVENTFD: u32 = 0x4040_ae79;
-    pub(super) const SIGNAL_MSI: u32 = 0x4020_aea5;
-    pub(super) const GET_STATS_FD: u32 = 0xaece;
 }
 
 fn requests(list: &mut List, requests: &[u32]) {
@@ -152,10 +147,7 @@ fn requests(list: &mut List, requests: &[u32]) {
 
 /// Guest code, and the registers of devices: a driver's writes route interrupts.
 fn vcpu(list: &mut List) {
-    requests(
-        list,
-        &[kvm::RUN, kvm::SET_GSI_ROUTING, kvm::IRQFD, kvm::SIGNAL_MSI],
-    );
+    requests(list, &[kvm::RUN, kvm::SET_GSI_ROUTING, kvm::IRQFD]);
 }
 
 /// Commands come with descriptors; devices come and go, each with its memory and thread.
@@ -170,10 +162,6 @@ fn main(list: &mut List) {
             kvm::SET_GSI_ROUTING,
             kvm::IRQFD,
             kvm::IOEVENTFD,
-            kvm::SIGNAL_MSI,
-            kvm::GET_STATS_FD,
-            BLKGETSIZE64,
-            BLKSSZGET,
         ],
     );
     list.allow(&[
@@ -185,9 +173,7 @@ fn main(list: &mut List) {
         libc::SYS_fstat,
         libc::SYS_statx,
         libc::SYS_eventfd2,
-        libc::SYS_memfd_create,
-        libc::SYS_ftruncate,
-        // These two only take rights away.
+        // This and the next two only take rights away.
         libc::SYS_capset,
     ]);
     list.allow_if(
@@ -202,7 +188,9 @@ fn main(list: &mut List) {
         libc::SYS_prctl,
         &[Argument::Is(0, libc::PR_SET_NAME as u32)],
     );
-    list.allow_if(libc::SYS_fcntl, &[Argument::Is(1, libc::F_SETFD as u32)]);
+    for command in [libc::F_SETFD, libc::F_SETFL] {
+        list.allow_if(libc::SYS_fcntl, &[Argument::Is(1, command as u32)]);
+    }
     // Threads, not processes, and in no namespace of their own.
     list.allow_if(libc::SYS_clone, &[Argument::IsLong(0, THREAD_FLAGS)]);
     // Of two filters the stricter counts: these fail and do no harm.
@@ -222,12 +210,6 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u64;
 
-/// Of linux/fs.h.
-const BLKSSZGET: u32 = 0x1268;
-const BLKDISCARD: u32 = 0x1277;
-const BLKZEROOUT: u32 = 0x127f;
-const BLKGETSIZE64: u32 = 0x8008_1272;
-
 fn device(list: &mut List, kind: Kind) {
     match kind {
         Kind::Blk => {
@@ -236,13 +218,11 @@ fn device(list: &mut List, kind: Kind) {
                 libc::SYS_pwrite64,
                 libc::SYS_preadv,
                 libc::SYS_pwritev,
-                libc::SYS_fsync,
                 libc::SYS_fdatasync,
                 libc::SYS_fallocate,
                 // Its ring was made and restricted before; no list has io_uring_setup.
                 libc::SYS_io_uring_enter,
             ]);
-            requests(list, &[BLKDISCARD, BLKZEROOUT]);
         }
         Kind::Vsock => {
             list.allow(&[
@@ -253,19 +233,12 @@ fn device(list: &mut List, kind: Kind) {
                 libc::SYS_sendto,
                 libc::SYS_shutdown,
             ]);
-            requests(list, &[libc::FIONREAD as u32, libc::FIONBIO as u32]);
+            requests(list, &[libc::FIONBIO as u32]);
         }
-        Kind::Pmem => list.allow(&[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_msync]),
-        // A page that is punched out of the guest's memory goes back to the host.
-        Kind::Balloon => list.allow_if(
-            libc::SYS_fallocate,
-            &[Argument::Is(
-                1,
-                (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32,
-            )],
-        ),
+        Kind::Pmem => list.allow(&[libc::SYS_fdatasync]),
         Kind::Fs => shared_directory(list),
-        Kind::Net | Kind::Console | Kind::Rng => {}
+        // Memory is given back by madvise, which everyone may.
+        Kind::Balloon | Kind::Net | Kind::Console | Kind::Rng => {}
     }
 }
 
