@@ -9,7 +9,7 @@ use vmm::{
     descriptors::{self, Descriptors},
     jail::{self, ThreadKind},
     launch,
-    vm::{End, Vm},
+    vm::{self, End, Vm},
 };
 
 /// Runs one microVM, jailed.
@@ -55,9 +55,19 @@ fn main() -> ExitCode {
 }
 
 fn exit_status_of(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<descriptors::Error>() {
-        Some(descriptors::Error::ParseConfig(_)) => BAD_CONFIG,
-        _ => FAILED,
+    let unreadable = error.downcast_ref::<descriptors::Error>().is_some();
+    let impossible = matches!(
+        error.downcast_ref::<vm::Error>(),
+        Some(
+            vm::Error::Cpus(_)
+                | vm::Error::ConsoleLog(_)
+                | vm::Error::Descriptor(_)
+                | vm::Error::Memory(vm::memory::Error::Size { .. })
+        )
+    );
+    match unreadable || impossible {
+        true => BAD_CONFIG,
+        false => FAILED,
     }
 }
 
