@@ -203,7 +203,7 @@ fn mount_root(source: &Source, scratch: &Scratch, held: u64) -> Result<(), Error
             device,
             filesystem,
             overlay: false,
-        } => block(device, filesystem, 0),
+        } => block(device, filesystem, Writes::IfPossible),
         Source::Block {
             device, filesystem, ..
         } => overlay(device, filesystem, scratch),
@@ -226,19 +226,32 @@ fn directory(path: &str) -> Result<OwnedFd, Error> {
     tree().map_err(doing(format!("take the root directory {path}")))
 }
 
-fn block(device: &str, filesystem: &str, attr: u64) -> Result<OwnedFd, Error> {
-    mounts::filesystem(filesystem, &[("source", Some(device))], attr).map_err(|(source, hint)| {
-        Error::Mount {
-            what: format!("{filesystem} of {device}"),
-            destination: "/".into(),
-            hint,
-            source,
-        }
+/// Whether a file system is mounted to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    IfPossible,
+    Never,
+}
+
+fn block(device: &str, filesystem: &str, writes: Writes) -> Result<OwnedFd, Error> {
+    let read_only = writes == Writes::Never || mounts::is_read_only(device);
+    let mut options = vec![("source", Some(device))];
+    let mut attr = 0;
+    if read_only {
+        // The file system must know it as well: the kernel opens the device as it asks.
+        options.push(("ro", None));
+        attr = libc::MOUNT_ATTR_RDONLY;
+    }
+    mounts::filesystem(filesystem, &options, attr).map_err(|(source, hint)| Error::Mount {
+        what: format!("{filesystem} of {device}"),
+        destination: "/".into(),
+        hint,
+        source,
     })
 }
 
 fn overlay(device: &str, filesystem: &str, scratch: &Scratch) -> Result<OwnedFd, Error> {
-    let lower = block(device, filesystem, libc::MOUNT_ATTR_RDONLY)?;
+    let lower = block(device, filesystem, Writes::Never)?;
     attach(lower.as_fd(), &scratch.lower).map_err(doing("attach the lower layer"))?;
     let upper = FsContext::open("tmpfs")
         .and_then(|tmpfs| {

@@ -76,12 +76,16 @@ pub(super) fn mount(
     } else if kind == "cgroup" || kind == "cgroup2" {
         cgroup_tree(linux, cgroup, &options)
     } else {
-        let data: Vec<_> = std::iter::once((
+        let mut data: Vec<_> = std::iter::once((
             "source",
             Some(if source.is_empty() { kind } else { source }),
         ))
         .chain(options.data.iter().map(|(k, v)| (k.as_str(), v.as_deref())))
         .collect();
+        let asked = options.attr.set & libc::MOUNT_ATTR_RDONLY != 0;
+        if source.starts_with("/dev/") && (asked || is_read_only(source)) {
+            data.push(("ro", None));
+        }
         filesystem(kind, &data, options.attr.set)
     };
     let attached = tree.and_then(|tree| {
@@ -95,6 +99,15 @@ pub(super) fn mount(
         hint,
         source: source_error,
     })
+}
+
+/// Whether the guest's kernel knows the block device `device` as one that cannot be written.
+pub(super) fn is_read_only(device: &str) -> bool {
+    let Some(name) = Path::new(device).file_name() else {
+        return false;
+    };
+    let told = Path::new("/sys/class/block").join(name).join("ro");
+    std::fs::read_to_string(told).is_ok_and(|text| text.trim() == "1")
 }
 
 /// A detached copy of the guest's `source`.
