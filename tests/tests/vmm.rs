@@ -302,6 +302,40 @@ fn confined_threads(pid: u32) -> Result<Vec<String>> {
 }
 
 #[test]
+fn whatever_a_guest_does_with_shared_files_is_within_the_jail() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let share = DeviceConfig::Fs {
+        tag: "shared".to_owned(),
+        directory: Resource::Path(directory.path().into()),
+        read_only: false,
+    };
+    let mut guest = Guest::start(Plan {
+        devices: vec![share],
+        ..Plan::default()
+    })?;
+    guest.sh("mount -t virtiofs shared /mnt && cd /mnt")?;
+    for command in [
+        "echo one > a; echo two >> a; cat a; wc -c a",
+        "truncate -s 100000 a; truncate -s 3 a; fallocate -l 65536 b",
+        "chmod 4711 a; chown 12:34 a; touch -d 2001-02-03 a; stat a",
+        "ln -s a link; readlink link; chown -h 5:5 link; ln a hard; mkfifo fifo",
+        "mkdir -p d/e/f; cp -a a d/e/f/; mv d/e g; find . | wc -l; ls -laR",
+        "df .; sync; sync -d a; sync -f a",
+        "dd if=/dev/zero of=big bs=1M count=3; dd if=big of=/dev/null bs=64k; rm big",
+        "echo x > old; echo y > new; mv new old; cat old",
+        "(echo held; rm old; cat) < old; [ ! -e old ]",
+        "ls missing; cat missing; rmdir g; mkdir g; true",
+        "busybox cp /bin/busybox . && chmod 755 busybox && ./busybox true",
+        "rm -rf g d a b link hard fifo busybox; [ -z \"$(ls)\" ]",
+        "cd / && umount /mnt && mount -t virtiofs shared /mnt && umount /mnt",
+    ] {
+        guest.sh(command)?;
+    }
+    assert_eq!(fs::read_dir(directory.path())?.count(), 0);
+    Ok(())
+}
+
+#[test]
 fn a_vm_without_a_shared_directory_sees_no_file_at_all() -> Result<()> {
     let mut guest = Guest::start(Plan::default())?;
     let pid = guest.vmm().pid();
