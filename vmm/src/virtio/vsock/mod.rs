@@ -24,9 +24,11 @@
 //! System calls of its thread: `accept4`, `recvmsg`, `sendmsg`, `shutdown`,
 //! `epoll_ctl`, `close`, and `read` and `write` on eventfds.
 
+mod client;
 pub mod connection;
 pub mod greeting;
 mod host;
+mod link;
 mod muxer;
 pub mod packet;
 mod rx;

@@ -19,11 +19,10 @@ use vm_memory::VolatileSlice;
 
 use super::{
     HOST_CID,
+    client::{Client, Progress},
     connection::{Connection, Step},
-    greeting::{self, Line},
-    host::{HostStream, Received},
+    link::Link,
     packet::{self, Header, Key, Message, Op, Packet, Reject, TYPE_STREAM},
-    sys,
 };
 use crate::virtio::{Events, Sources, slices::Slices};
 
@@ -60,29 +59,6 @@ pub(super) struct Muxer {
     next_host_port: u32,
     /// [`MAX_CONNECTIONS`]
     pub(super) limit: usize,
-}
-
-struct Client {
-    socket: UnixStream,
-    line: Line,
-}
-
-/// A connection and its socket.
-struct Link {
-    connection: Connection,
-    stream: HostStream,
-    /// Whether the connection is in [`Muxer::ready`].
-    queued: bool,
-    /// Whether the socket may have something to receive.
-    readable: bool,
-    /// Whether the other end of the socket has ended its sending.
-    ending: bool,
-    /// Whether the socket is watched for room.
-    watched_for_room: bool,
-    /// Whether the socket's sending is ended, after all that the guest sent.
-    finished: bool,
-    /// Whether the guest is gone: only what it sent remains to be delivered.
-    orphan: bool,
 }
 
 /// What the guest gets next.
@@ -264,8 +240,7 @@ impl Muxer {
             guest_port: NO_PORT,
         };
         if sources.add(&socket, Link::EVENTS, token(key)).is_ok() {
-            let line = Line::default();
-            self.clients.insert(host_port, Client { socket, line });
+            self.clients.insert(host_port, Client::new(socket));
         }
     }
 
@@ -304,7 +279,7 @@ impl Muxer {
                     host_port,
                     guest_port,
                 };
-                let link = Link::new(Connection::requested(), client.socket);
+                let link = Link::new(Connection::requested(), client.into_socket());
                 // This also tells anew what the socket is ready for.
                 if sources
                     .modify(&link.stream, link.events(), token(key))
@@ -422,170 +397,6 @@ impl Muxer {
             ..Header::default()
         };
         addressed(header, self.guest_cid, key)
-    }
-}
-
-impl Link {
-    const EVENTS: Events = Events::from_bits_truncate(
-        Events::IN.bits() | Events::READ_HANG_UP.bits() | Events::EDGE_TRIGGERED.bits(),
-    );
-
-    fn new(connection: Connection, socket: UnixStream) -> Self {
-        Self {
-            connection,
-            stream: HostStream::new(socket),
-            queued: false,
-            readable: false,
-            ending: false,
-            watched_for_room: false,
-            finished: false,
-            orphan: false,
-        }
-    }
-
-    fn events(&self) -> Events {
-        if self.watched_for_room {
-            Self::EVENTS | Events::OUT
-        } else {
-            Self::EVENTS
-        }
-    }
-
-    /// The socket is ready for `events`.
-    fn note(&mut self, events: Events) {
-        let end = Events::READ_HANG_UP | Events::HANG_UP | Events::ERROR;
-        self.ending |= events.intersects(end);
-        self.readable |= events.intersects(end | Events::IN);
-        if events.intersects(Events::HANG_UP | Events::ERROR) {
-            self.refuse();
-        } else if events.contains(Events::OUT) {
-            match self.stream.flush() {
-                Ok(count) => self.connection.forward(count),
-                Err(_) => self.refuse(),
-            }
-        }
-    }
-
-    /// The guest sent `data`.
-    fn deliver(&mut self, data: Slices<'_>) {
-        if self.connection.host_ended().receive {
-            self.connection.forward(data.len());
-            return;
-        }
-        match self.stream.send(data) {
-            Ok(count) => self.connection.forward(count),
-            Err(_) => self.refuse(),
-        }
-    }
-
-    /// The host takes no more: what it did not take so far is lost.
-    fn refuse(&mut self) {
-        self.connection.end_host_receive();
-        self.connection.forward_all();
-        self.stream.forget();
-    }
-
-    /// Receives into `room` for the guest.
-    fn receive(&mut self, room: &[VolatileSlice<'_>]) -> Option<(usize, Header)> {
-        let room = &room[..room.len().min(sys::MAX_PIECES)];
-        match self.stream.receive(room) {
-            Received::Bytes(count) => {
-                let asked: usize = room.iter().map(VolatileSlice::len).sum();
-                // Less than asked for means that the socket is empty; but the end of the stream
-                // may stand behind the last byte, and its edge may have been seen already.
-                self.readable = count == asked || self.ending;
-                // No more than the room was asked for, which is a u32.
-                self.connection.send(count as u32);
-                let header = Header {
-                    op: Op::Rw as u16,
-                    ..Header::default()
-                };
-                return Some((count, self.connection.stamp(header)));
-            }
-            Received::Blocked => self.readable = false,
-            Received::End => {
-                self.readable = false;
-                self.connection.end_host_send();
-            }
-            Received::Gone => {
-                self.readable = false;
-                self.connection.end_host_send();
-                self.refuse();
-            }
-        }
-        None
-    }
-
-    /// Ends the socket's sending once the guest has sent all and the socket has it.
-    fn finish(&mut self) {
-        let all_sent = self.orphan || self.connection.guest_ended().send;
-        if all_sent && !self.finished && self.stream.is_flushed() {
-            self.stream.end_sending();
-            self.finished = true;
-        }
-    }
-
-    /// Whether nothing can come any more, either way.
-    fn is_over(&self) -> bool {
-        let (host, guest) = (self.connection.host_ended(), self.connection.guest_ended());
-        (self.finished || host.receive) && (host.send || guest.receive)
-    }
-
-    /// Whether there is something for the guest now.
-    fn wants_turn(&mut self) -> bool {
-        if self.readable {
-            self.connection.want_credit();
-        }
-        self.connection.owes() || (self.readable && self.connection.room() > 0)
-    }
-
-    /// The last packet of a connection that is over.
-    fn farewell(&mut self) -> Header {
-        self.connection.end_host_send();
-        self.connection.end_host_receive();
-        let header = Header {
-            op: Op::Shutdown as u16,
-            flags: self.connection.host_ended().flags(),
-            ..Header::default()
-        };
-        self.connection.stamp(header)
-    }
-}
-
-/// How far a program is with saying what it wants.
-enum Progress {
-    Waiting,
-    Wants(u32),
-    Refused,
-}
-
-impl Client {
-    /// Reads as much of the line as there is, and not a byte beyond it.
-    fn advance(&mut self) -> Progress {
-        loop {
-            let mut next = [0; greeting::MAX_LINE_BYTES];
-            let room = self.line.room();
-            let count = match sys::peek(&self.socket, &mut next[..room]) {
-                Ok(0) => return Progress::Refused,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Progress::Waiting;
-                }
-                Err(_) => return Progress::Refused,
-            };
-            let line = self.line.take(&next[..count]);
-            // A socket that is closed with something unread is an error at its other end.
-            let taken = line.map_or(count, |(taken, _)| taken);
-            let seen = VolatileSlice::from(&mut next[..taken]);
-            if sys::receive(&self.socket, &[seen]).ok() != Some(taken) {
-                return Progress::Refused;
-            }
-            match line {
-                Ok((_, Some(port))) => return Progress::Wants(port),
-                Ok((_, None)) => {}
-                Err(_) => return Progress::Refused,
-            }
-        }
     }
 }
 
