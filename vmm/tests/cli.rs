@@ -39,6 +39,20 @@ fn with(more: &str) -> String {
 }
 
 #[test]
+fn the_help_text_is_the_golden_one() {
+    let text = String::from_utf8(vmm(&["--help"]).stdout).unwrap();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/help.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(golden, &text).unwrap();
+    }
+    assert_eq!(
+        text,
+        fs::read_to_string(golden).unwrap_or_default(),
+        "if that is meant, run the tests with UPDATE_GOLDEN=1"
+    );
+}
+
+#[test]
 fn what_is_no_configuration_is_told_so() {
     for bad in [
         "",
