@@ -8,7 +8,10 @@ use vmm::virtio::blk::{Blk, Settings};
 use vmm_fuzz::{Step, drive};
 
 fuzz_target!(|steps: Vec<Step>| {
-    drive(Blk::new(disk(), &Settings::default()).expect("a device"), &steps);
+    drive(
+        Blk::new(disk(), &Settings::default()).expect("a device"),
+        &steps,
+    );
 });
 
 /// Memory of 1 MiB that is a file.
