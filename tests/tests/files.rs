@@ -94,7 +94,11 @@ fn what_the_host_changes_the_guest_sees_change() -> Result<()> {
     fs::remove_file(&file)?;
     guest.sh("sleep 1.1; [ ! -e /mnt/greeting ]")?;
     fs::write(&file, "again\n")?;
-    assert_eq!(guest.sh("cat /mnt/greeting")?, "again\n");
+    assert_eq!(guest.sh(read)?, "again\n");
+
+    assert_eq!(guest.sh("ls /mnt")?, "greeting\n");
+    fs::write(directory.path().join("second"), "")?;
+    assert_eq!(guest.sh("sleep 1.1; echo $(ls /mnt)")?, "greeting second\n");
     Ok(())
 }
 

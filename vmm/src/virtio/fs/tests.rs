@@ -134,7 +134,10 @@ impl Guest {
 
     fn lookup(&mut self, parent: u64, entry: &str) -> Result<u64, i32> {
         let reply = self.call(LOOKUP, parent, &name(entry))?;
-        Ok(long_at(&reply, 0))
+        match long_at(&reply, 0) {
+            0 => Err(libc::ENOENT),
+            node => Ok(node),
+        }
     }
 
     fn open(&mut self, node: u64, flags: i32) -> Result<(u64, u32), i32> {
@@ -420,13 +423,40 @@ fn a_file_that_the_host_changed_is_not_read_from_the_cache() {
     let path = directory.path().join("config");
     fs::write(&path, "one").unwrap();
     let node = guest.lookup(ROOT, "config").unwrap();
-    assert_eq!(guest.open(node, libc::O_RDONLY).unwrap().1 & KEEP_CACHE, 0);
+    let mut keeps = || guest.open(node, libc::O_RDONLY).unwrap().1 & KEEP_CACHE != 0;
     assert_eq!(
-        guest.open(node, libc::O_RDONLY).unwrap().1 & KEEP_CACHE,
-        KEEP_CACHE
+        [keeps(), keeps()],
+        [false, false],
+        "it may change in this tick"
     );
-    fs::write(&path, "three").unwrap();
-    assert_eq!(guest.open(node, libc::O_RDONLY).unwrap().1 & KEEP_CACHE, 0);
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    assert_eq!([keeps(), keeps()], [false, true]);
+    fs::write(&path, "two").unwrap();
+    assert!(!keeps());
+}
+
+#[test]
+fn a_listing_may_be_kept_until_the_directory_changes() {
+    const KEEP_CACHE: u32 = 2;
+    const CACHE_DIR: u32 = 8;
+    let (directory, mut guest) = share(false);
+    let mut options = || {
+        let reply = guest.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap();
+        word_at(&reply, 8)
+    };
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    assert_eq!(options(), CACHE_DIR);
+    assert_eq!(options(), CACHE_DIR | KEEP_CACHE);
+    fs::write(directory.path().join("new"), "").unwrap();
+    assert_eq!(options(), 0);
+}
+
+#[test]
+fn a_name_that_is_missing_is_so_for_a_while() {
+    let (_directory, mut guest) = share(false);
+    let reply = guest.call(LOOKUP, ROOT, &name("missing")).unwrap();
+    assert_eq!(long_at(&reply, 0), 0, "no node");
+    assert_eq!(long_at(&reply, 16), 1, "for a second");
 }
 
 #[test]

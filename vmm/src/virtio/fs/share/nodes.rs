@@ -3,7 +3,12 @@
 //! Each is a descriptor that was opened by path only (`O_PATH`), so the guest
 //! holds on to the file itself and not to a name that may come to mean another.
 
-use std::{collections::HashMap, io, os::fd::OwnedFd};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::{error, sys::Attributes};
 
@@ -32,7 +37,10 @@ struct Identity {
     mount: u64,
 }
 
-/// What changes when a file's contents do.
+/// Longer than the host's clock for files takes to tick. Two changes within a tick look like one.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What changes when the contents of a file or directory do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
     size: i64,
@@ -41,12 +49,18 @@ pub(super) struct Version {
 }
 
 impl Version {
-    pub(super) fn of(stat: &libc::stat64) -> Self {
-        Self {
+    /// `None` while another change might look the same.
+    pub(super) fn of(stat: &libc::stat64) -> Option<Self> {
+        let changed = Duration::new(
+            u64::try_from(stat.st_ctime).ok()?,
+            u32::try_from(stat.st_ctime_nsec).ok()?,
+        );
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        (now.checked_sub(changed)? > TICK).then_some(Self {
             size: stat.st_size,
             modified: (stat.st_mtime, stat.st_mtime_nsec),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
-        }
+        })
     }
 }
 

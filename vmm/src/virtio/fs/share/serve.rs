@@ -81,6 +81,10 @@ impl Share {
         Ok(flags)
     }
 
+    fn told(&self, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.tell(&mut self.state(), parent, name)
+    }
+
     /// Opens a node and says whether the guest may go on with what it has cached of it.
     fn open_node(
         &self,
@@ -96,9 +100,11 @@ impl Share {
         let version = Version::of(&sys::attributes(&file)?.stat);
         let node = state.nodes.get_mut(number)?;
         let mut options = OpenOptions::empty();
-        if node.seen.replace(version) == Some(version) {
-            options |= OpenOptions::KEEP_CACHE;
+        if version.is_some() {
+            options.set(OpenOptions::KEEP_CACHE, node.seen == version);
+            options.set(OpenOptions::CACHE_DIR, node.kind == libc::S_IFDIR);
         }
+        node.seen = version;
         let append = flags.contains(OFlag::O_APPEND);
         Ok((state.handles.insert(number, file, append), options))
     }
@@ -278,7 +284,14 @@ impl FileSystem for Share {
     }
 
     fn lookup(&self, _context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.tell(&mut self.state(), parent, name)
+        match self.told(parent, name) {
+            // No node: that is believed as long as anything else.
+            Err(missing) if missing.raw_os_error() == Some(libc::ENOENT) => Ok(Entry {
+                entry_timeout: BELIEF,
+                ..Entry::default()
+            }),
+            told => told,
+        }
     }
 
     fn forget(&self, _context: &Context, number: u64, count: u64) {
@@ -323,7 +336,7 @@ impl FileSystem for Share {
         self.make(context, parent, name, |directory| {
             Ok(symlinkat(target, directory, name)?)
         })?;
-        self.lookup(context, parent, name)
+        self.told(parent, name)
     }
 
     /// Makes no device: only the host says what its own device files are. The device 0:0 is
@@ -346,7 +359,7 @@ impl FileSystem for Share {
         self.make(context, parent, name, |directory| {
             Ok(mknodat(directory, name, kind, mode_of(mode & !umask), 0)?)
         })?;
-        self.lookup(context, parent, name)
+        self.told(parent, name)
     }
 
     fn mkdir(
@@ -360,7 +373,7 @@ impl FileSystem for Share {
         self.make(context, parent, name, |directory| {
             Ok(mkdirat(directory, name, mode_of(mode & !umask))?)
         })?;
-        self.lookup(context, parent, name)
+        self.told(parent, name)
     }
 
     fn unlink(&self, _context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
@@ -414,7 +427,7 @@ impl FileSystem for Share {
                 AtFlags::AT_SYMLINK_FOLLOW,
             )?;
         }
-        self.lookup(context, new_parent, new_name)
+        self.told(new_parent, new_name)
     }
 
     fn open(
@@ -450,7 +463,7 @@ impl FileSystem for Share {
                 if exists.raw_os_error() == Some(libc::EEXIST)
                     && wanted.flags as i32 & libc::O_EXCL == 0 =>
             {
-                let entry = self.lookup(context, parent, name)?;
+                let entry = self.told(parent, name)?;
                 let (handle, options) = self.open_node(entry.inode, flags, wanted.fuse_flags)?;
                 return Ok((entry, Some(handle), options, None));
             }
@@ -601,8 +614,8 @@ impl FileSystem for Share {
         number: u64,
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        let (handle, _) = self.open_node(number, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
-        Ok((Some(handle), OpenOptions::empty()))
+        let (handle, options) = self.open_node(number, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+        Ok((Some(handle), options))
     }
 
     fn releasedir(
