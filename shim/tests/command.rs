@@ -76,6 +76,19 @@ fn a_bad_name_is_refused_in_one_line() {
 }
 
 #[test]
+fn a_wrong_command_line_is_a_failure_of_ours_and_help_is_none() {
+    assert_eq!(bulkhead(&["run"]).status.code(), Some(125));
+    assert_eq!(bulkhead(&["fly", "away"]).status.code(), Some(125));
+    assert_eq!(bulkhead(&["run", "--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_flag_that_is_given_twice_has_its_last_value() {
+    let line = refusal(&["run", "-b", "/nonexistent/1", "-b", "/nonexistent/2", "x"]);
+    assert!(line.contains("/nonexistent/2"), "{line}");
+}
+
+#[test]
 fn a_bad_bundle_is_refused_in_one_line() {
     assert!(refusal(&["run", "-b", "/nonexistent", "x"]).contains("/nonexistent"));
     let broken = bundle("{");

@@ -74,6 +74,7 @@ pub(crate) struct FileArgs {
 /// `bulkhead run`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     after_help = "The standard streams are the container's. With `process.terminal: true` in config.json it has\n\
                   this terminal, whose keys then all go to the container. Signals are passed on.\n\n\
                   The machine has the memory and CPUs that config.json limits the container to (linux.resources),\n\
@@ -106,6 +107,7 @@ pub(crate) struct RunArgs {
 /// `bulkhead check`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     after_help = "The exit status is 0 where virtual machines run, else 1. For each thing missing the report says\n\
                   what to do."
 )]

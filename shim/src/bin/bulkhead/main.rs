@@ -16,7 +16,10 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let trace = shim::sandbox::Trace::start();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let outcome = log::start(&cli.global).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&cli.global, &args, &trace),
         Command::Check(args) => check::check(&cli.global, &args),
@@ -29,6 +32,16 @@ fn main() -> ExitCode {
             eprintln!("bulkhead: {message}");
             ExitCode::from(exit_status(&error))
         }
+    }
+}
+
+/// Help and version, or what is wrong with the command line: that is a failure of ours too.
+fn usage(error: &clap::Error) -> ExitCode {
+    // There is nowhere left to tell that it cannot be printed.
+    let _ = error.print();
+    match error.use_stderr() {
+        true => ExitCode::from(shim::container::FAILED),
+        false => ExitCode::SUCCESS,
     }
 }
 
