@@ -123,10 +123,7 @@ fn bytes_of_any_value_go_in_and_come_out_on_their_own_streams() -> Result<()> {
 fn a_slow_reader_loses_no_byte_and_grows_no_memory() -> Result<()> {
     let bytes = slow_reader_bytes();
     let line = "0123456789abcde\n";
-    let script = format!(
-        "echo ready; yes {} | head -c {bytes}",
-        line.trim()
-    );
+    let script = format!("echo ready; yes {} | head -c {bytes}", line.trim());
     let bundle = Bundle::new(&["busybox", "sh", "-c", &script])?;
     for applet in ["yes", "head"] {
         std::os::unix::fs::symlink("busybox", bundle.rootfs().join("bin").join(applet))?;
