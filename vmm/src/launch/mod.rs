@@ -172,6 +172,8 @@ impl Launch {
             environment: c_strings(ENVIRONMENT),
             descriptors,
             go: above(go, first_free)?,
+            go_writer: go_writer.as_raw_fd(),
+
             report: above(report, first_free)?,
             clear_groups: geteuid().is_root(),
         };
@@ -430,5 +432,35 @@ impl Error {
             _ => "see the cause",
         };
         Self::Namespaces { advice, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        poll::{PollFd, PollFlags, PollTimeout, poll},
+        sys::wait::WaitStatus,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_child_whose_launcher_dies_before_it_may_go_ends() {
+        let program = fs::File::open("/bin/true").unwrap();
+        let config = fs::File::open("/dev/null").unwrap();
+        let (ours, child) = Launch::new(program.into()).prepare(config.into()).unwrap();
+        let (_, pidfd) = sys::clone_into_jail(&child.0).unwrap();
+        drop(child);
+
+        // As the kernel does when the launcher is killed.
+        drop(ours);
+
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut fds, PollTimeout::from(5000u16)).unwrap();
+        if ready == 0 {
+            process::kill(pidfd.as_fd()).unwrap();
+        }
+        let end = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap();
+        assert!(matches!(end, WaitStatus::Exited(_, 127)), "{end:?}");
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub(super) descriptors: Vec<OwnedFd>,
     /// Has a byte to read once the id maps are written; its other end closes with the launcher.
     pub(super) go: OwnedFd,
+    /// The number of that other end, of which the child must not keep its copy.
+    pub(super) go_writer: RawFd,
     /// Where the child reports the step that failed; closed by a successful `execveat`.
     pub(super) report: OwnedFd,
     /// Whether to give up the supplementary groups.
@@ -179,6 +181,10 @@ fn child_steps(
     argv: &[*const c_char],
     envp: &[*const c_char],
 ) -> Result<(), Failure> {
+    // Else the pipe would never hang up.
+    // SAFETY: takes a number; the child's copy of a descriptor that only the launcher uses.
+    let done = unsafe { libc::syscall(libc::SYS_close, plan.go_writer) };
+    check(Step::Maps, done)?;
     let go = plan.go.as_raw_fd();
     let mut byte = 0u8;
     // SAFETY: the buffer is one byte and one byte is read.
