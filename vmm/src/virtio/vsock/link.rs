@@ -17,7 +17,7 @@ use crate::virtio::{Events, slices::Slices};
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) stream: HostStream,
-    /// Whether the connection is in [`Muxer::ready`].
+    /// Whether the connection is in line for its turn.
     pub(super) queued: bool,
     /// Whether the socket may have something to receive.
     pub(super) readable: bool,
