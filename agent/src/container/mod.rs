@@ -19,7 +19,7 @@ use crate::{
     cgroup::{self, Cgroup, Stats},
     devices::{self, Guard},
     id::{ContainerId, ExecId},
-    launch::{self, FailureKind, Launch, Namespaces, NewContainer, Place},
+    launch::{self, FailureKind, Launch, Mappings, Namespaces, NewContainer, Place, Running},
     log,
     reaper::{Exit, Reaper},
     rootfs::Scratch,
@@ -161,6 +161,7 @@ struct Container {
     seccomp: Option<seccomp::Filter>,
     device_rules: Vec<spec::DeviceRule>,
     device_guard: Mutex<Guard>,
+    mappings: Option<Mappings>,
     cgroup: Cgroup,
 }
 
@@ -191,7 +192,13 @@ impl Containers {
 
     async fn make(&self, create: &Create) -> Result<Container, Error> {
         let linux = &create.spec.linux;
-        let namespaces = Namespaces::parse(&linux.namespaces)?;
+        let namespaces = Namespaces::parse(linux)?;
+        if namespaces.mappings().is_some() && matches!(create.source, Source::Block { .. }) {
+            return Err(Error::Spec(spec::Error::Unsupported {
+                field: "linux.namespaces: user".into(),
+                reason: "root of a user namespace cannot mount a block device; give the root as a directory",
+            }));
+        }
         let seccomp = linux
             .seccomp
             .as_ref()
@@ -212,6 +219,7 @@ impl Containers {
                 seccomp,
                 device_rules: linux.resources.devices.0.clone(),
                 device_guard: Mutex::new(Guard::of(&create.spec)),
+                mappings: namespaces.mappings().cloned(),
                 cgroup,
             }),
             Err(error) => {
@@ -236,7 +244,8 @@ impl Containers {
             .process
             .as_ref()
             .ok_or(spec::Error::Missing("process"))?;
-        let stdio = stdio::open(&self.streams, &create.streams, process.terminal).await?;
+        let owner = owner(process, namespaces.mappings())?;
+        let stdio = stdio::open(&self.streams, &create.streams, process.terminal, owner).await?;
         let launch = Launch {
             place: Place::New(NewContainer {
                 spec,
@@ -277,9 +286,13 @@ impl Containers {
             return Err(Error::NotRunning(id.clone()));
         }
         container.guard_devices(process)?;
-        let stdio = stdio::open(&self.streams, streams, process.terminal).await?;
+        let owner = owner(process, container.mappings.as_ref())?;
+        let stdio = stdio::open(&self.streams, streams, process.terminal, owner).await?;
         let launch = Launch {
-            place: Place::Inside(container.first.pidfd()),
+            place: Place::Inside(Running {
+                first: container.first.pidfd(),
+                own_users: container.mappings.is_some(),
+            }),
             process,
             seccomp: container.seccomp.as_ref(),
             cgroup: container.cgroup.fd(),
@@ -494,6 +507,20 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         lock(&self.of.reserved).remove(&self.id);
     }
+}
+
+/// The guest's id of the user that `process` runs as.
+fn owner(process: &spec::Process, mappings: Option<&Mappings>) -> Result<u32, Error> {
+    let uid = process.user.uid;
+    mappings
+        .map_or(Some(uid), |mappings| mappings.user(uid))
+        .ok_or_else(|| {
+            Error::Spec(spec::Error::Value {
+                field: "process.user.uid".into(),
+                value: uid.to_string(),
+                reason: "linux.uidMappings does not map it",
+            })
+        })
 }
 
 fn signal_number(signal: u32) -> Result<i32, Error> {

@@ -9,7 +9,7 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::pipe2,
+    unistd::{Uid, fchown, pipe2},
 };
 use protocol::StreamId;
 use tokio::{
@@ -49,11 +49,13 @@ enum Ours {
     },
 }
 
-/// Waits for the streams that `ids` names and makes what the process gets.
+/// Waits for the streams that `ids` names and makes what the process gets, whose user `owner`,
+/// an id of the guest, may open it again by /proc/self/fd.
 pub(super) async fn open(
     streams: &Streams,
     ids: &StreamIds,
     terminal: bool,
+    owner: u32,
 ) -> Result<Stdio, Error> {
     let take = async |id: Option<StreamId>| match id {
         Some(id) => streams.take(id).await.map(Some),
@@ -73,6 +75,7 @@ pub(super) async fn open(
         Some(connection) => {
             let (ours, childs) = pipe()?;
             outputs.push((watch(ours, Interest::READABLE)?, connection));
+            give(&childs, owner)?;
             Ok(childs)
         }
         None => null(),
@@ -82,6 +85,7 @@ pub(super) async fn open(
         Some(connection) => {
             let (childs, ours) = pipe()?;
             let ours = watch(ours, Interest::WRITABLE | Interest::ERROR)?;
+            give(&childs, owner)?;
             (childs, Some((connection, ours)))
         }
         None => (null()?, None),
@@ -132,6 +136,15 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
     pipe2(OFlag::O_CLOEXEC)
         .map_err(io::Error::from)
         .map_err(doing("make a pipe"))
+}
+
+fn give(pipe: &OwnedFd, owner: u32) -> Result<(), Error> {
+    if owner == 0 {
+        return Ok(());
+    }
+    fchown(pipe, Some(Uid::from_raw(owner)), None)
+        .map_err(io::Error::from)
+        .map_err(doing("give a pipe to the process's user"))
 }
 
 /// The agent's end of a pipe does not wait; the process's own end still does.

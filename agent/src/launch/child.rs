@@ -13,12 +13,12 @@ use nix::{
     fcntl::{OFlag, open},
     sched::{CloneFlags, setns, unshare},
     sys::stat::{Mode, umask},
-    unistd::{Gid, Uid, chdir, fchown, getcwd, sethostname, setsid},
+    unistd::{Uid, chdir, fchown, getcwd, sethostname, setsid},
 };
 
 use super::{
-    FailureKind, Launch, Message, NewContainer, Place, Prepared, capabilities::Capabilities,
-    control::Report, program, sysctl, user,
+    FailureKind, Launch, Message, NewContainer, Place, Prepared, Running,
+    capabilities::Capabilities, control::Report, program, sysctl, user,
 };
 use crate::{
     rootfs::{self, Rootfs},
@@ -103,7 +103,7 @@ fn arrange(launch: &Launch<'_>, control: &OwnedFd) -> Result<(), Error> {
     let mut kept = vec![stdin, stdout, stderr, control.as_fd()];
     match &launch.place {
         Place::New(new) => kept.extend(new.namespaces.joined().map(|(_, fd)| fd.as_fd())),
-        Place::Inside(first) => kept.push(*first),
+        Place::Inside(running) => kept.push(running.first),
     }
     sys::arrange(&kept).map_err(doing("arrange the descriptors"))
 }
@@ -115,17 +115,17 @@ fn become_process(
 ) -> Result<Infallible, Error> {
     let process = launch.process;
     sys::reset_signals().map_err(doing("reset the signals"))?;
-    adjust_oom_score(process)?;
+    // Until execve this is a copy of the agent, which nobody in the container may look into.
+    sys::forbid_inspection().map_err(doing("forbid inspection"))?;
     umask(Mode::empty());
     let terminal = match &launch.place {
-        Place::New(new) => enter_new(new)?,
-        Place::Inside(_) => enter_existing(process)?,
+        Place::New(new) => enter_new(new, report)?,
+        Place::Inside(running) => enter_existing(running, process)?,
     };
     setsid().map_err(doing("start a session"))?;
     if let Some(master) = &terminal {
         take_terminal(master.as_fd(), process)?;
     }
-    own_stdio(process)?;
     for limit in &prepared.limits {
         limit.set().map_err(doing("set process.rlimits"))?;
     }
@@ -158,8 +158,18 @@ fn become_process(
 }
 
 /// Builds the container around this process; answers its terminal's master side.
-fn enter_new(new: &NewContainer<'_>) -> Result<Option<OwnedFd>, Error> {
+fn enter_new(new: &NewContainer<'_>, report: Report<'_>) -> Result<Option<OwnedFd>, Error> {
     let namespaces = new.namespaces;
+    if namespaces.mappings().is_some() {
+        // The agent writes them meanwhile.
+        if !report
+            .wait()
+            .map_err(doing("wait for the user namespace"))?
+        {
+            return Err(Error::GivenUp);
+        }
+        user::become_root().map_err(doing("become root of the user namespace"))?;
+    }
     for ((kind, _), number) in namespaces.joined().zip(FIRST_PLACE..) {
         setns(sys::arranged(number), kind).map_err(doing("join a namespace"))?;
     }
@@ -191,13 +201,19 @@ fn enter_new(new: &NewContainer<'_>) -> Result<Option<OwnedFd>, Error> {
 }
 
 /// Joins the container of the first process; answers the new terminal's master side.
-fn enter_existing(process: &Process) -> Result<Option<OwnedFd>, Error> {
-    let all = CloneFlags::CLONE_NEWNS
+fn enter_existing(running: &Running<'_>, process: &Process) -> Result<Option<OwnedFd>, Error> {
+    let mut all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWCGROUP;
+    if running.own_users {
+        all |= CloneFlags::CLONE_NEWUSER;
+    }
     setns(sys::arranged(FIRST_PLACE), all).map_err(doing("join the container's namespaces"))?;
+    if running.own_users {
+        user::become_root().map_err(doing("become root of the user namespace"))?;
+    }
     if !process.terminal {
         return Ok(None);
     }
@@ -208,15 +224,6 @@ fn enter_existing(process: &Process) -> Result<Option<OwnedFd>, Error> {
         .map_err(doing("open a terminal in /dev/pts of the container"))
 }
 
-/// Comes first, while the guest's /proc is still there.
-fn adjust_oom_score(process: &Process) -> Result<(), Error> {
-    match process.oom_score_adj {
-        Some(score) => fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(doing("set process.oomScoreAdj")),
-        None => Ok(()),
-    }
-}
-
 /// Makes the terminal behind `master` this session's, and its standard streams.
 fn take_terminal(master: BorrowedFd<'_>, process: &Process) -> Result<(), Error> {
     let take = || {
@@ -225,32 +232,11 @@ fn take_terminal(master: BorrowedFd<'_>, process: &Process) -> Result<(), Error>
         }
         let terminal = sys::open_peer(master)?;
         sys::set_controlling(terminal.as_fd())?;
+        // The user may open it again by /proc/self/fd.
+        fchown(&terminal, Some(Uid::from_raw(process.user.uid)), None)?;
         sys::become_stdio(terminal.as_fd())
     };
     take().map_err(doing("take the terminal"))
-}
-
-/// Gives the standard streams to the user, who may open them again by /proc/self/fd.
-fn own_stdio(process: &Process) -> Result<(), Error> {
-    if process.user.uid == 0 {
-        return Ok(());
-    }
-    for number in 0..3 {
-        let stream = sys::arranged(number);
-        let kind = rootfs::path::kind(stream).map_err(doing("look at a standard stream"))?;
-        let null = process_null(stream);
-        if !null && kind != nix::sys::stat::SFlag::S_IFREG {
-            let owner = Some(Uid::from_raw(process.user.uid));
-            fchown(stream, owner, None::<Gid>)
-                .map_err(doing("give a standard stream to the user"))?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether `stream` is /dev/null, which is everybody's.
-fn process_null(stream: BorrowedFd<'_>) -> bool {
-    nix::sys::stat::fstat(stream).is_ok_and(|stat| stat.st_rdev == nix::sys::stat::makedev(1, 3))
 }
 
 fn enter_directory(process: &Process) -> Result<(), Error> {

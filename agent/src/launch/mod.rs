@@ -15,6 +15,7 @@
 mod capabilities;
 mod child;
 mod control;
+mod mappings;
 mod namespaces;
 mod program;
 mod sysctl;
@@ -22,13 +23,14 @@ mod user;
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use capabilities::Capabilities;
 pub(crate) use control::{Control, FailureKind, Message};
+pub(crate) use mappings::Mappings;
 pub(crate) use namespaces::Error as NamespaceError;
 pub(crate) use namespaces::Namespaces;
 
@@ -70,8 +72,16 @@ fn doing(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
 pub(crate) enum Place<'a> {
     /// In a container that it is the first process of.
     New(NewContainer<'a>),
-    /// In the container whose first process this is.
-    Inside(BorrowedFd<'a>),
+    /// In a container that runs.
+    Inside(Running<'a>),
+}
+
+/// A container to be joined.
+pub(crate) struct Running<'a> {
+    /// Its first process.
+    pub(crate) first: BorrowedFd<'a>,
+    /// Whether it has a user namespace of its own.
+    pub(crate) own_users: bool,
 }
 
 /// A container to be built around a process.
@@ -147,7 +157,7 @@ pub(crate) fn launch(launch: &Launch<'_>) -> Result<Child, Error> {
     let control = Control::new(ours).map_err(doing("watch a socket"))?;
     let pid_namespace = match &launch.place {
         Place::New(container) => container.namespaces.enter_pid(),
-        Place::Inside(first) => namespaces::PidNamespace::enter(*first).map(Some),
+        Place::Inside(running) => namespaces::PidNamespace::enter(running.first).map(Some),
     }
     .map_err(doing("enter the container's pid namespace"))?;
     let flags = CloneFlags {
@@ -162,6 +172,18 @@ pub(crate) fn launch(launch: &Launch<'_>) -> Result<Child, Error> {
         Forked::Child => child::run(launch, &prepared, &theirs),
         Forked::Parent { pid, pidfd } => {
             drop(pid_namespace);
+            if let Some(score) = launch.process.oom_score_adj {
+                fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+                    .map_err(doing("set process.oomScoreAdj"))?;
+            }
+            if let Place::New(NewContainer { namespaces, .. }) = &launch.place
+                && let Some(mappings) = namespaces.mappings()
+            {
+                mappings
+                    .write(pid)
+                    .and_then(|()| control.go())
+                    .map_err(doing("set linux.uidMappings and linux.gidMappings"))?;
+            }
             Ok(Child {
                 pid,
                 pidfd,

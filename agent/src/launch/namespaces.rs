@@ -8,10 +8,11 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::{log, spec};
+use super::mappings::Mappings;
+use crate::{log, spec::Linux};
 
-/// The kinds by the specification's names. A user namespace needs mappings and a time namespace
-/// offsets; neither is implemented.
+/// The kinds by the specification's names. A time namespace needs offsets, which are not
+/// implemented.
 const KINDS: &[(&str, CloneFlags)] = &[
     ("pid", CloneFlags::CLONE_NEWPID),
     ("network", CloneFlags::CLONE_NEWNET),
@@ -19,6 +20,7 @@ const KINDS: &[(&str, CloneFlags)] = &[
     ("ipc", CloneFlags::CLONE_NEWIPC),
     ("uts", CloneFlags::CLONE_NEWUTS),
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+    ("user", CloneFlags::CLONE_NEWUSER),
 ];
 
 /// A container's namespaces; those it does not name are the guest's.
@@ -26,6 +28,7 @@ const KINDS: &[(&str, CloneFlags)] = &[
 pub(crate) struct Namespaces {
     fresh: CloneFlags,
     joined: Vec<(CloneFlags, OwnedFd)>,
+    mappings: Option<Mappings>,
 }
 
 /// Why namespaces cannot be had.
@@ -40,6 +43,19 @@ pub enum Error {
     /// A container without its own mounts would change the guest's.
     #[error("linux.namespaces has no new mount namespace, which every container needs")]
     NoMounts,
+    /// A user namespace must have a root.
+    #[error(
+        "{0} must map the container's id 0, in at most 340 lines, as linux.namespaces has a user namespace"
+    )]
+    Mappings(&'static str),
+    /// Ids for a user namespace that is not there.
+    #[error("linux.uidMappings needs a user namespace in linux.namespaces")]
+    NoUsers,
+    /// What is outside a user namespace cannot be entered from inside.
+    #[error(
+        "linux.namespaces: a container with its own user namespace can join no other of a path"
+    )]
+    UserAndJoined,
     /// A path that is no namespace.
     #[error("cannot open the namespace {path}")]
     Open {
@@ -52,13 +68,14 @@ pub enum Error {
 
 impl Namespaces {
     /// Reads `linux.namespaces` and opens those that are joined.
-    pub(crate) fn parse(namespaces: &[spec::Namespace]) -> Result<Self, Error> {
+    pub(crate) fn parse(linux: &Linux) -> Result<Self, Error> {
         let mut parsed = Self {
             fresh: CloneFlags::empty(),
             joined: Vec::new(),
+            mappings: None,
         };
         let mut seen = CloneFlags::empty();
-        for namespace in namespaces {
+        for namespace in &linux.namespaces {
             let kind = namespace.kind.as_str();
             let Some((_, flag)) = KINDS.iter().find(|(name, _)| *name == kind) else {
                 return Err(Error::Kind(kind.to_owned()));
@@ -78,11 +95,23 @@ impl Namespaces {
                 }
             }
         }
-        if parsed.fresh.contains(CloneFlags::CLONE_NEWNS) {
-            Ok(parsed)
-        } else {
-            Err(Error::NoMounts)
+        if !parsed.fresh.contains(CloneFlags::CLONE_NEWNS) {
+            return Err(Error::NoMounts);
         }
+        if seen.contains(CloneFlags::CLONE_NEWUSER) {
+            if !parsed.joined.is_empty() {
+                return Err(Error::UserAndJoined);
+            }
+            parsed.mappings = Some(Mappings::parse(linux)?);
+        } else if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
+            return Err(Error::NoUsers);
+        }
+        Ok(parsed)
+    }
+
+    /// The ids of its user namespace, if it has its own.
+    pub(crate) fn mappings(&self) -> Option<&Mappings> {
+        self.mappings.as_ref()
     }
 
     /// Those that clone makes. A cgroup namespace is left out: its root is the cgroup that its
@@ -144,16 +173,20 @@ impl Drop for PidNamespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec;
 
     fn parse(kinds: &[&str]) -> Result<Namespaces, Error> {
-        let namespaces: Vec<_> = kinds
+        let namespaces = kinds
             .iter()
             .map(|kind| spec::Namespace {
                 kind: (*kind).into(),
                 path: None,
             })
             .collect();
-        Namespaces::parse(&namespaces)
+        Namespaces::parse(&Linux {
+            namespaces: spec::List(namespaces),
+            ..Linux::default()
+        })
     }
 
     #[test]
@@ -171,5 +204,6 @@ mod tests {
         assert!(matches!(parse(&["mount", "time"]), Err(Error::Kind(kind)) if kind == "time"));
         assert!(matches!(parse(&["mount", "mount"]), Err(Error::Twice(_))));
         assert!(matches!(parse(&["pid"]), Err(Error::NoMounts)));
+        assert!(matches!(parse(&["mount", "user"]), Err(Error::Mappings(_))));
     }
 }

@@ -84,6 +84,13 @@ impl Limit {
     }
 }
 
+/// Becomes root, of a user namespace just entered.
+pub(super) fn become_root() -> io::Result<()> {
+    setgroups(&[])?;
+    setgid(Gid::from_raw(0))?;
+    Ok(setuid(Uid::from_raw(0))?)
+}
+
 /// Becomes `user`.
 pub(super) fn become_user(user: &User) -> io::Result<()> {
     let groups: Vec<_> = user

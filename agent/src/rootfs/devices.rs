@@ -60,8 +60,13 @@ pub(super) fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Error> {
         ..Device::default()
     });
     // The configuration's own come first: they may give a default device another mode.
+    let own_users = spec.linux.namespaces.iter().any(|n| n.kind == "user");
     for device in spec.linux.devices.iter().cloned().chain(default) {
-        make_device(root, &device)?;
+        if own_users {
+            bind_device(root, &device)?;
+        } else {
+            make_device(root, &device)?;
+        }
     }
     let dev = path::open(root, Path::new("/dev"), Missing::Directory)
         .map_err(doing("open /dev of the container"))?;
@@ -72,6 +77,16 @@ pub(super) fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Shows the guest's own device file: root of a user namespace cannot make one.
+fn bind_device(root: BorrowedFd<'_>, device: &Device) -> Result<(), Error> {
+    let bind = || {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let source = nix::fcntl::open(device.path.as_str(), flags, Mode::empty())?;
+        mounts::bind_file(root, source.as_fd(), &device.path)
+    };
+    bind().map_err(doing(format!("show the guest's device {}", device.path)))
 }
 
 fn make_device(root: BorrowedFd<'_>, device: &Device) -> Result<(), Error> {

@@ -66,6 +66,11 @@ pub(crate) fn permitted() -> io::Result<u64> {
     Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
 }
 
+/// No other process may trace this one or look into it, until it executes a program.
+pub(crate) fn forbid_inspection() -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+}
+
 /// Sets the effective, permitted and inheritable capabilities of this thread.
 pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     let mut header = HEADER;

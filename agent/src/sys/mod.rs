@@ -16,8 +16,8 @@ mod terminal;
 pub(crate) use bpf::attach_device_program;
 pub(crate) use clone::{CloneFlags, Forked, clone3, kill, pidfd_send_signal, wait_any};
 pub(crate) use identity::{
-    capset, drop_bounding, install_seccomp, keep_capabilities, last_capability, no_new_privileges,
-    permitted, raise_ambient,
+    capset, drop_bounding, forbid_inspection, install_seccomp, keep_capabilities, last_capability,
+    no_new_privileges, permitted, raise_ambient,
 };
 pub(crate) use machine::{
     MAX_ENTROPY, add_entropy, boottime_ns, ignore_broken_pipes, reset_signals, set_domain_name,

@@ -181,6 +181,16 @@ impl Guest {
         self.client().resize_terminal(context, &request).await
     }
 
+    /// Gives the root and its directories to the user `uid`, and lets it get there.
+    pub(crate) fn own_root_by(&self, uid: u32) {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.directory.path(), open).expect("a directory of ours");
+        for directory in [".", "dev", "proc", "sys", "tmp", "etc", "bin"] {
+            chown(self.root().join(directory), Some(uid), Some(uid)).expect("root's right");
+        }
+    }
+
     /// A directory of the root, as the host sees it.
     pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("root")

@@ -51,6 +51,7 @@ stories! {
     a_device_is_used_only_as_the_rules_say,
     a_device_file_of_the_image_is_of_no_use,
     an_exec_that_can_make_device_files_is_held_to_the_rules,
+    root_of_a_user_namespace_is_somebody_else_outside,
     the_agent_stays_small,
 }
 
@@ -494,7 +495,7 @@ async fn what_the_configuration_asks_beyond_the_agent_is_refused_by_name(guest: 
         (
             "/linux/namespaces/0/type",
             json!("user"),
-            "linux.namespaces: the type \"user\"",
+            "linux.uidMappings must map",
         ),
         ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath is"),
         ("/process/args", json!([]), "process.args is missing"),
@@ -660,4 +661,40 @@ async fn an_exec_that_can_make_device_files_is_held_to_the_rules(guest: &Guest) 
             .contains("can't open '/dev/k': Operation not permitted"),
         "{output:?}"
     );
+}
+
+async fn root_of_a_user_namespace_is_somebody_else_outside(guest: &Guest) {
+    let command = "id -u; cat /proc/self/uid_map | tr -s ' '; echo x > /dev/null && echo null; \
+                   echo again > /dev/stdout; mount | grep -c ' /proc '; sleep 1000";
+    let mut spec = spec(&["sh", "-c", command]);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    let (stdout, host) = guest.stream().await;
+    let mut streams = message::Streams::new();
+    streams.stdout = stdout;
+    guest.own_root_by(100_000);
+    guest.create_with("c", &spec, streams).await.unwrap();
+    guest.start_process("c", "").await.unwrap();
+    let mut lines = tokio::io::BufReader::new(host);
+    let mut text = String::new();
+    for _ in 0..5 {
+        use tokio::io::AsyncBufReadExt;
+        lines.read_line(&mut text).await.unwrap();
+    }
+    assert_eq!(text, "0\n 0 100000 1000\nnull\nagain\n1\n");
+    let command = "id -u; touch /tmp/mine; hostname";
+    let output = guest
+        .exec("c", "e", &process(&["sh", "-c", command]))
+        .await
+        .unwrap();
+    assert_eq!(output.stdout, "0\nweb-0\n", "{output:?}");
+    let mut other = process(&["true"]);
+    other["user"] = json!({"uid": 5000, "gid": 0});
+    let (code, text) = failure(guest.exec("c", "f", &other).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    use std::os::unix::fs::MetadataExt;
+    let mine = std::fs::metadata(guest.root().join("tmp/mine")).unwrap();
+    assert_eq!(mine.uid(), 100_000);
 }
