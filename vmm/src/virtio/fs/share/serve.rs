@@ -408,7 +408,7 @@ impl FileSystem for Share {
 
     fn link(
         &self,
-        context: &Context,
+        _context: &Context,
         number: u64,
         new_parent: u64,
         new_name: &CStr,
