@@ -186,14 +186,16 @@ impl StandIn {
     }
 
     async fn take(&self, name: u64) -> Option<UnixStream> {
+        if name == 0 {
+            return None;
+        }
         let mut arrived = self.arrived.subscribe();
-        while name != 0 {
+        loop {
             if let Some(stream) = self.streams.lock().expect("lock").remove(&name) {
                 return Some(stream);
             }
             arrived.changed().await.ok()?;
         }
-        None
     }
 
     fn status(&self, id: &str) -> watch::Sender<Option<u32>> {

@@ -259,10 +259,10 @@ fn supported(spec: &Spec) -> Result<(), Error> {
             );
         }
     }
-    if let Some(hooks) = spec.hooks() {
-        if *hooks != oci_spec::runtime::Hooks::default() {
-            return unsupported("`hooks`".to_owned(), "remove it from config.json");
-        }
+    if let Some(hooks) = spec.hooks()
+        && *hooks != oci_spec::runtime::Hooks::default()
+    {
+        return unsupported("`hooks`".to_owned(), "remove it from config.json");
     }
     let namespaces = spec
         .linux()

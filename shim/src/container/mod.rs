@@ -214,12 +214,16 @@ fn exit_status(said: u32) -> u8 {
 
 fn unexecutable(error: sandbox::Error) -> Error {
     match error {
-        sandbox::Error::Refused { code, message, .. } if code == ttrpc::Code::NOT_FOUND => {
-            Error::NotFound { message }
-        }
-        sandbox::Error::Refused { code, message, .. } if code == ttrpc::Code::PERMISSION_DENIED => {
-            Error::NotExecutable { message }
-        }
+        sandbox::Error::Refused {
+            code: ttrpc::Code::NOT_FOUND,
+            message,
+            ..
+        } => Error::NotFound { message },
+        sandbox::Error::Refused {
+            code: ttrpc::Code::PERMISSION_DENIED,
+            message,
+            ..
+        } => Error::NotExecutable { message },
         other => other.into(),
     }
 }
