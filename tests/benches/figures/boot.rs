@@ -27,6 +27,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     for run in 0..=RUNS {
         let (time, counts) = boot_ours()?;
         let (peer_time, peer_counts) = qemu.boot()?;
+        eprintln!("boot {run}: {time:?}, of QEMU {peer_time:?}");
         if run == 0 {
             continue;
         }

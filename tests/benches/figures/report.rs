@@ -34,6 +34,7 @@ pub(crate) struct Report {
 impl Report {
     /// Adds a figure that has no peer.
     pub(crate) fn add(&mut self, name: &'static str, unit: &'static str, runs: &[f64]) {
+        eprintln!("{name}: {runs:?} {unit}");
         self.figures.push(Figure {
             name,
             value: median(runs),
@@ -53,6 +54,7 @@ impl Report {
         (peer, peer_runs): (&'static str, &[f64]),
     ) {
         self.add(name, unit, runs);
+        eprintln!("{name}: {peer_runs:?} {unit} of {peer}");
         if let Some(figure) = self.figures.last_mut() {
             let peer_value = median(peer_runs);
             figure.peer = Some(peer);
