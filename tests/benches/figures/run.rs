@@ -97,7 +97,7 @@ fn pss_kib(smaps: &str) -> (u64, u64) {
     for line in smaps.lines() {
         let first = line.split(' ').next().unwrap_or_default();
         if first.contains('-') {
-            is_guest = line.contains("/memfd:guest");
+            is_guest = is_guest_ram(line);
         } else if first == "Pss:" {
             let kib = line
                 .split_whitespace()
@@ -107,6 +107,17 @@ fn pss_kib(smaps: &str) -> (u64, u64) {
         }
     }
     (own, guest)
+}
+
+/// Whether a mapping is guest memory: anonymous, writable, and as large as the smallest guest.
+fn is_guest_ram(mapping: &str) -> bool {
+    let fields: Vec<&str> = mapping.split_whitespace().collect();
+    let [range, access, _, _, _] = fields[..] else {
+        return false;
+    };
+    let address = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+    let (from, to) = range.split_once('-').unwrap_or_default();
+    access.starts_with("rw") && address(to).saturating_sub(address(from)) >= 64 << 20
 }
 
 /// Adds the spans of a start as remarks.
