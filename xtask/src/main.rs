@@ -17,6 +17,8 @@ mod test;
 #[cfg(test)]
 mod dependencies;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use project::Project;
 
@@ -40,8 +42,17 @@ enum Verb {
     Check,
 }
 
-fn main() -> anyhow::Result<()> {
-    let verb = Verb::parse();
+fn main() -> ExitCode {
+    match run(Verb::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
     let project = Project::find()?;
     match verb {
         Verb::Build => build::all(&project),
