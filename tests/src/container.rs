@@ -178,6 +178,21 @@ impl Run {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
+    /// Presses Ctrl-C until the command has ended. Once is enough but for the moment between the
+    /// program's execution and its setting of a trap.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn interrupted(mut self) -> Result<Output> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "Ctrl-C does not end the command");
+            self.signal(Signal::SIGINT)?;
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.output()
+    }
+
     /// Waits for a line of the container's output.
     ///
     /// # Errors
