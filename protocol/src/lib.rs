@@ -3,9 +3,11 @@
 //! the two small things that cross vsock outside ttrpc, [`Hello`] and [`StreamId`].
 
 mod hello;
+mod place;
 mod stream;
 
 pub use hello::{Hello, HelloError};
+pub use place::{Namespace, POD_SHM};
 pub use stream::StreamId;
 
 /// The version of this contract; both sides must speak the same.
