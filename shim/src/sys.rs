@@ -4,7 +4,13 @@
     reason = "ioctls of terminals, random bytes, the runtime's reactor"
 )]
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::{
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -51,4 +57,79 @@ pub(crate) fn watch_readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // the `AsyncFd` owns it.
     let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     watched.map_err(std::io::Error::from)
+}
+
+/// Which side of a fork this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fork {
+    /// The one that was there.
+    Parent,
+    /// The new one.
+    Child,
+}
+
+/// Makes a copy of this process, which must have a single thread: others would not be copied, nor
+/// the locks that they hold released.
+pub(crate) fn fork() -> std::io::Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(std::io::Error::other(format!(
+            "the process has {threads} threads and cannot be copied"
+        )));
+    }
+    // SAFETY: the process has one thread, as was just counted, and it is in no lock here.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        _ => Ok(Fork::Parent),
+    }
+}
+
+/// A copy of a descriptor with a number of at least `least`, closed on execution.
+fn duplicate(descriptor: &OwnedFd, least: i32) -> std::io::Result<OwnedFd> {
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC touches no memory.
+    let copy = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) };
+    if copy < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the copy was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Lets `command` find `descriptors` as its descriptors 3, 4 and so on.
+pub(crate) fn pass_descriptors<const N: usize>(
+    command: &mut Command,
+    descriptors: [OwnedFd; N],
+) -> std::io::Result<()> {
+    let first = 3;
+    let above = first + N as i32;
+    // None of the numbers that are wanted may be one that `Command` uses between fork and exec, so
+    // they are all taken while it lives; and each descriptor has a number above them, so that none
+    // is overwritten before its turn.
+    let mut taken = Vec::new();
+    let mut high = Vec::with_capacity(N);
+    for descriptor in descriptors {
+        loop {
+            let copy = duplicate(&descriptor, first)?;
+            if copy.as_raw_fd() >= above {
+                high.push(copy);
+                break;
+            }
+            taken.push(copy);
+        }
+    }
+    let place = move || {
+        let _taken = &taken;
+        for (number, descriptor) in (first..).zip(&high) {
+            // SAFETY: dup2 touches no memory, and the numbers are those the new program is to have.
+            if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it calls dup2 alone, which is async-signal-safe, and reads
+    // memory that was made before.
+    unsafe { command.pre_exec(place) };
+    Ok(())
 }

@@ -1,0 +1,21 @@
+//! The face that containerd sees: the program containerd-shim-bulkhead-v2.
+//!
+//! containerd starts it once for a container. The first of a pod stays, as a daemon that serves the
+//! pod's machine to containerd over a socket; for the others it only tells where that socket is.
+//!
+//! ```text
+//!   start ─► arguments, bootstrap ─► socket ──ours──► fork ─► answer, exit
+//!                                       │               └───► serve: Task v2 and v3 ─► Pod
+//!                                       └─served─► answer, exit        └─► events ─► containerd
+//!   delete ─► what a killed daemon left is undone
+//! ```
+
+pub mod arguments;
+pub mod bootstrap;
+pub mod options;
+pub mod socket;
+pub mod start;
+pub mod stdio;
+
+pub mod events;
+mod proto;
