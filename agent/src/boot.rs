@@ -157,9 +157,10 @@ pub async fn serve_sockets(
     let streams = Arc::new(Streams::default());
     let containers = Containers::new(streams.clone(), reaper.clone(), directory)
         .map_err(doing("make the place for roots"))?;
+    let containers = Arc::new(containers);
     let service = Service {
         guest: Guest::default(),
-        containers: Arc::new(containers),
+        containers,
         power,
         started_ns,
     };

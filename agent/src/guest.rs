@@ -6,6 +6,7 @@ use std::{
     os::fd::AsFd,
     path::{Component, Path},
     sync::atomic::{AtomicBool, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -266,6 +267,13 @@ pub fn memory() -> Result<Memory, Error> {
 fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// The time by the guest's clock, in nanoseconds since the epoch.
+pub fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// The running kernel's release, as `uname -r` prints it.

@@ -4,7 +4,8 @@
 //! Read in this order: [`boot`] is the way from the kernel to serving, [`rpc`]
 //! is what the host can ask, [`container`] does it, `launch` makes a process,
 //! in two steps across clone3, and `rootfs`, [`cgroup`] and `seccomp` build
-//! what surrounds it. [`stream`] and `relay` carry its standard streams.
+//! what surrounds it. [`stream`] and `relay` carry its standard streams, [`pod`]
+//! is what containers share, and [`events`] is what the host learns unasked.
 //!
 //! One thread, always: a child that clone3 makes from a process with threads
 //! could do nothing but execute a program, and ours sets up its container.
@@ -13,11 +14,14 @@ pub mod boot;
 pub mod cgroup;
 pub mod container;
 mod devices;
+pub mod events;
 pub mod guest;
 pub mod id;
 mod launch;
 pub mod log;
+pub mod pod;
 pub mod port;
+pub mod processes;
 pub mod reaper;
 mod relay;
 mod rootfs;

@@ -6,7 +6,6 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use nix::sys::{
@@ -18,7 +17,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::sys;
+use crate::{guest, sys};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +80,7 @@ impl Reaper {
     fn collect(&self) {
         while let Some((pid, status)) = sys::wait_any() {
             if let Some(watcher) = self.lock().remove(&pid) {
-                let at_ns = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .map_or(0, |since| since.as_nanos() as u64);
+                let at_ns = guest::now_ns();
                 // Nobody waiting is no harm: the status is kept for who comes later.
                 watcher.send_replace(Some(Exit { status, at_ns }));
             }

@@ -1,7 +1,7 @@
 //! The configuration's resources as writes to files of a cgroup.
 
 use super::Error;
-use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
+use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle, WeightDevice};
 
 /// One write: the file and what is written.
 pub(super) type Write = (String, String);
@@ -75,17 +75,27 @@ fn cpu(cpu: &Cpu, writes: &mut Vec<Write>) -> Result<(), Error> {
     if let Some(idle) = cpu.idle {
         writes.push(write("cpu.idle", idle.to_string()));
     }
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
+    // The kernel takes no weight for who runs only when nothing else does.
+    let shares = cpu
+        .shares
+        .filter(|shares| *shares != 0 && cpu.idle != Some(1));
+    if let Some(shares) = shares {
         writes.push(write("cpu.weight", weight(shares).to_string()));
     }
     let period = cpu.period.filter(|period| *period != 0);
     let quota = cpu.quota.filter(|quota| *quota != 0);
-    if quota.is_some() || period.is_some() {
-        let quota = maximum(quota.unwrap_or(-1));
-        let period = period.unwrap_or(100_000);
-        writes.push(write("cpu.max", format!("{quota} {period}")));
+    if cpu.burst.is_some() {
+        // An earlier one might be above the new quota.
+        writes.push(write("cpu.max.burst", "0"));
     }
-    if let Some(burst) = cpu.burst {
+    let maximum = maximum(quota.unwrap_or(-1));
+    match (quota, period) {
+        (None, None) => {}
+        (_, Some(period)) => writes.push(write("cpu.max", format!("{maximum} {period}"))),
+        // The kernel keeps the period that it has.
+        (Some(_), None) => writes.push(write("cpu.max", maximum)),
+    }
+    if let Some(burst) = cpu.burst.filter(|burst| *burst != 0) {
         writes.push(write("cpu.max.burst", burst.to_string()));
     }
     for (file, list, field) in [
@@ -107,14 +117,27 @@ fn cpu(cpu: &Cpu, writes: &mut Vec<Write>) -> Result<(), Error> {
 
 fn block_io(io: &BlockIo, writes: &mut Vec<Write>) -> Result<(), Error> {
     if let Some(weight) = io.weight.filter(|weight| *weight != 0) {
-        if !(10..=1000).contains(&weight) {
+        let weight = in_range(weight, "blockIO.weight")?;
+        writes.push(write("io.weight", format!("default {}", io_weight(weight))));
+    }
+    for device in &io.weight_device {
+        let WeightDevice {
+            major,
+            minor,
+            weight,
+            leaf_weight,
+        } = device;
+        if leaf_weight.is_some_and(|weight| weight != 0) {
             return Err(value(
-                "blockIO.weight",
-                &weight.to_string(),
-                "it is 10 to 1000",
+                "blockIO.weightDevice.leafWeight",
+                &leaf_weight.unwrap_or(0).to_string(),
+                "cgroup v2 has no weights of leaves; leave it out",
             ));
         }
-        writes.push(write("io.weight", format!("default {}", io_weight(weight))));
+        if let Some(weight) = weight.filter(|weight| *weight != 0) {
+            let weight = io_weight(in_range(weight, "blockIO.weightDevice.weight")?);
+            writes.push(write("io.weight", format!("{major}:{minor} {weight}")));
+        }
     }
     let limits: [(&str, &[Throttle]); 4] = [
         ("rbps", &io.throttle_read_bps_device),
@@ -134,6 +157,14 @@ fn block_io(io: &BlockIo, writes: &mut Vec<Write>) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn in_range(weight: u16, field: &str) -> Result<u16, Error> {
+    if (10..=1000).contains(&weight) {
+        Ok(weight)
+    } else {
+        Err(value(field, &weight.to_string(), "it is 10 to 1000"))
+    }
 }
 
 fn write(file: &str, text: impl Into<String>) -> Write {
@@ -196,6 +227,14 @@ mod tests {
                 "50000 100000",
             ),
             (r#"{"cpu":{"period":20000}}"#, "cpu.max", "max 20000"),
+            (r#"{"cpu":{"quota":20000}}"#, "cpu.max", "20000"),
+            (r#"{"cpu":{"quota":-1}}"#, "cpu.max", "max"),
+            (r#"{"cpu":{"shares":1024,"idle":1}}"#, "cpu.idle", "1"),
+            (
+                r#"{"blockIO":{"weightDevice":[{"major":254,"minor":0,"weight":1000}]}}"#,
+                "io.weight",
+                "254:0 10000",
+            ),
             (r#"{"cpu":{"cpus":"0-1"}}"#, "cpuset.cpus", "0-1"),
             (r#"{"pids":{"limit":32}}"#, "pids.max", "32"),
             (r#"{"pids":{"limit":-1}}"#, "pids.max", "max"),
@@ -222,6 +261,27 @@ mod tests {
         assert_eq!(writes[1], write("memory.swap.max", "50"));
         assert!(of(r#"{"memory":{"limit":100,"swap":50}}"#).is_err());
         assert!(of(r#"{"memory":{"swap":50}}"#).is_err());
+    }
+
+    #[test]
+    fn a_burst_is_set_behind_the_quota_that_it_needs() {
+        let writes = of(r#"{"cpu":{"quota":1000,"burst":500}}"#).unwrap();
+        let expected = [
+            write("cpu.max.burst", "0"),
+            write("cpu.max", "1000"),
+            write("cpu.max.burst", "500"),
+        ];
+        assert_eq!(writes, expected);
+    }
+
+    #[test]
+    fn the_weight_of_a_leaf_is_refused() {
+        let json = r#"{"blockIO":{"weightDevice":[{"major":1,"minor":0,"leafWeight":10}]}}"#;
+        let text = of(json).unwrap_err().to_string();
+        assert!(
+            text.starts_with("linux.resources.blockIO.weightDevice.leafWeight is"),
+            "{text}"
+        );
     }
 
     #[test]

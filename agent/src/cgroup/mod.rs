@@ -13,10 +13,11 @@ use std::{
     time::Duration,
 };
 
-pub use stats::Stats;
+pub use stats::{DeviceIo, HugePages, Pressure, Stall, Stats};
 use tokio::io::Interest;
 
 use crate::{
+    log,
     spec::{DeviceRule, Resources},
     sys,
 };
@@ -69,6 +70,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A limit that the container exceeds already.
+    #[error(
+        "linux.resources.memory.limit is {limit}, and {usage} bytes are in use: leave out linux.resources.memory.checkBeforeUpdate to have the kernel take them away"
+    )]
+    InUse {
+        /// The limit.
+        limit: i64,
+        /// What is in use.
+        usage: u64,
+    },
     /// Its processes did not end or freeze.
     #[error("the processes of the cgroup {cgroup} did not {what} within {} s", PATIENCE.as_secs())]
     Stuck {
@@ -113,9 +124,62 @@ impl Cgroup {
         let fd = File::open(&path).map_err(step("open"))?.into();
         let cgroup = Self { path, fd };
         for (file, value) in writes {
-            cgroup.write(&file, &value)?;
+            cgroup.set(&file, &value)?;
         }
         Ok(cgroup)
+    }
+
+    /// Sets limits anew; what `resources` leaves out stays.
+    ///
+    /// # Errors
+    /// When one cannot be set: then those before it are set back.
+    pub fn update(&self, resources: &Resources) -> Result<(), Error> {
+        let resources = self.completed(resources);
+        let memory = &resources.memory;
+        if let Some(limit) = memory.limit.filter(|limit| *limit > 0)
+            && memory.check_before_update == Some(true)
+        {
+            let usage = self.stats().memory.current;
+            if usage > limit.unsigned_abs() {
+                return Err(Error::InUse { limit, usage });
+            }
+        }
+        let mut earlier = Vec::new();
+        for (file, value) in limits::writes(&resources)? {
+            let before = fs::read_to_string(self.path.join(&file)).unwrap_or_default();
+            if let Err(error) = self.set(&file, &value) {
+                self.set_back(&earlier);
+                return Err(error);
+            }
+            earlier.push((file, before));
+        }
+        Ok(())
+    }
+
+    /// `resources` with the values of now where one that is given needs another that is not.
+    fn completed(&self, resources: &Resources) -> Resources {
+        let mut resources = resources.clone();
+        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        if resources.cpu.period.is_some() && resources.cpu.quota.is_none() {
+            let now = read("cpu.max");
+            resources.cpu.quota = now.split(' ').next().and_then(|quota| quota.parse().ok());
+        }
+        if resources.memory.swap.is_some() && resources.memory.limit.is_none() {
+            resources.memory.limit = read("memory.max").trim().parse().ok();
+        }
+        resources
+    }
+
+    /// Writes back what files held, the last first. Those with a line for each device take one
+    /// line at a time.
+    fn set_back(&self, earlier: &[(String, String)]) {
+        for (file, before) in earlier.iter().rev() {
+            for line in before.lines() {
+                if let Err(error) = self.write(file, line) {
+                    log!("after an update that failed: {error}");
+                }
+            }
+        }
     }
 
     /// Its directory.
@@ -166,9 +230,37 @@ impl Cgroup {
     /// Kills all its processes and those below it; they may still be ending.
     ///
     /// # Errors
-    /// When the cgroup is gone.
+    /// When the kernel refuses. A cgroup that is gone has none.
     pub fn kill(&self) -> Result<(), Error> {
-        self.write("cgroup.kill", "1")
+        match self.write("cgroup.kill", "1") {
+            Err(Error::Set { source, .. }) if is_gone(&source) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Whether it is frozen, or about to be.
+    pub fn is_frozen(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")
+    }
+
+    /// Calls `changed` whenever the kernel says that something happened to its memory, for ever;
+    /// where the cgroup has no memory controller, never.
+    pub(crate) fn watch_memory(
+        &self,
+        mut changed: impl FnMut() + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let events = File::open(self.path.join("memory.events"))
+            .and_then(|file| sys::watch(file.into(), Interest::PRIORITY));
+        async move {
+            let Ok(events) = events else {
+                return;
+            };
+            while let Ok(mut guard) = events.ready(Interest::PRIORITY).await {
+                // Cleared before the file is read, so that no change between is lost.
+                guard.clear_ready();
+                changed();
+            }
+        }
     }
 
     /// What kills all its processes later.
@@ -196,12 +288,28 @@ impl Cgroup {
     /// When processes do not end in time, or the directory cannot be removed.
     pub async fn remove(&self) -> Result<(), Error> {
         self.kill()?;
+        if !self.path.exists() {
+            // Somebody else removed it at the same time.
+            return Ok(());
+        }
         self.event("populated", "0", "end").await?;
         remove(&self.path).map_err(|source| Error::Step {
             doing: "remove",
             cgroup: self.path.clone(),
             source,
         })
+    }
+
+    /// Sets a limit. A kernel without swap has no file for it, and neither needs one to have none.
+    fn set(&self, file: &str, value: &str) -> Result<(), Error> {
+        match self.write(file, value) {
+            Err(Error::Set { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), Error> {
@@ -222,21 +330,24 @@ impl Cgroup {
                 let mut guard = events.ready(Interest::PRIORITY).await?;
                 // Cleared before the file is read, so that no change between is lost.
                 guard.clear_ready();
-                if stats::field_text(&self.path, "cgroup.events", name).as_deref() == Some(value) {
-                    return io::Result::Ok(());
+                match stats::field_text(&self.path, "cgroup.events", name) {
+                    Some(text) if text == value => return io::Result::Ok(()),
+                    Some(_) => {}
+                    // Removed meanwhile.
+                    None => return Err(io::ErrorKind::NotFound.into()),
                 }
             }
-        };
-        let stuck = || Error::Stuck {
-            what,
-            cgroup: self.path.clone(),
         };
         if stats::field_text(&self.path, "cgroup.events", name).as_deref() == Some(value) {
             return Ok(());
         }
         match tokio::time::timeout(PATIENCE, wait).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(stuck()),
+            Ok(Err(error)) if is_gone(&error) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::Stuck {
+                what,
+                cgroup: self.path.clone(),
+            }),
         }
     }
 }
@@ -346,7 +457,18 @@ fn remove(path: &Path) -> io::Result<()> {
     walk(path, &mut |directory| {
         directories.push(directory.to_owned())
     });
-    directories.iter().rev().try_for_each(fs::remove_dir)
+    directories
+        .iter()
+        .rev()
+        .try_for_each(|directory| match fs::remove_dir(directory) {
+            Err(error) if is_gone(&error) => Ok(()),
+            other => other,
+        })
+}
+
+/// Whether an error says that the cgroup was removed.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 /// Calls `visit` with `path` and every directory below it, parents first.

@@ -1,26 +1,36 @@
 //! The containers of this guest and what is done with them.
 
+mod one;
 mod process;
 mod stdio;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::sched::CloneFlags;
+use one::Container;
+pub use one::{LifeState, State};
 use process::Process;
 pub use process::Started;
 pub use stdio::StreamIds;
 
 use crate::{
     cgroup::{self, Cgroup, Stats},
-    devices::{self, Guard},
+    devices::Guard,
+    events::Events,
     id::{ContainerId, ExecId},
-    launch::{self, FailureKind, Launch, Mappings, Namespaces, NewContainer, Place, Running},
+    launch::{
+        self, FailureKind, Join, Launch, Mappings, NamespaceError, Namespaces, NewContainer, Place,
+        Running,
+    },
     log,
+    pod::Pod,
+    processes::{self, Details},
     reaper::{Exit, Reaper},
     rootfs::Scratch,
     seccomp,
@@ -29,7 +39,7 @@ use crate::{
     sys,
 };
 
-pub(crate) use crate::rootfs::Source;
+pub(crate) use crate::rootfs::{Layer, Layers, Source, Upper};
 
 /// Why a request about a container failed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +81,20 @@ pub enum Error {
     /// It must be started first.
     #[error("container {0} is not running")]
     NotRunning(ContainerId),
+    /// Nothing starts in a frozen container.
+    #[error("container {0} is paused; resume it first")]
+    Paused(ContainerId),
+    /// There is nowhere to execute anything.
+    #[error("container {0} is the pod's placeholder and has no root to execute a program in")]
+    Placeholder(ContainerId),
+    /// An update that changes rules about devices.
+    #[error(
+        "linux.resources.devices differs from the container's and cannot be changed; leave it out"
+    )]
+    DeviceRules,
+    /// The pod.
+    #[error(transparent)]
+    Pod(#[from] launch::PodError),
     /// No such signal.
     #[error("{0} is no signal; signals are 1 to 64")]
     Signal(u32),
@@ -136,9 +160,15 @@ pub(crate) struct Create {
     pub(crate) id: ContainerId,
     /// Its configuration.
     pub(crate) spec: Spec,
-    /// Where its root comes from.
+    /// Its first process, unless it is a placeholder.
+    pub(crate) first: Option<First>,
+}
+
+/// What a container's first process is made from besides the configuration.
+pub(crate) struct First {
+    /// Where the root comes from.
     pub(crate) source: Source,
-    /// Its first process's streams.
+    /// Its streams.
     pub(crate) streams: StreamIds,
 }
 
@@ -151,18 +181,10 @@ pub struct Containers {
     streams: Arc<Streams>,
     reaper: Arc<Reaper>,
     scratch: Scratch,
-}
-
-/// A container.
-#[derive(Debug)]
-struct Container {
-    first: Arc<Process>,
-    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
-    seccomp: Option<seccomp::Filter>,
-    device_rules: Vec<spec::DeviceRule>,
-    device_guard: Mutex<Guard>,
-    mappings: Option<Mappings>,
-    cgroup: Cgroup,
+    /// What they share.
+    pub pod: Pod,
+    /// What the host learns unasked.
+    pub events: Arc<Events>,
 }
 
 impl Containers {
@@ -175,25 +197,44 @@ impl Containers {
             all: Mutex::default(),
             reserved: Mutex::default(),
             streams,
+            pod: Pod::new(reaper.clone()),
             reaper,
             scratch: Scratch::make(directory)?,
+            events: Arc::default(),
         })
     }
 
     /// Makes a container whose first process waits for its start; answers its id.
     pub(crate) async fn create(&self, create: Create) -> Result<u32, Error> {
         let reservation = self.reserve(&create.id)?;
-        let container = self.make(&create).await?;
+        let container = match &create.first {
+            Some(first) => self.make(&create, first).await?,
+            None => self.make_placeholder(&create)?,
+        };
         let pid = container.first.pid();
-        lock(&self.all).insert(create.id, Arc::new(container));
+        lock(&self.all).insert(create.id, container);
         drop(reservation);
         Ok(pid)
     }
 
-    async fn make(&self, create: &Create) -> Result<Container, Error> {
+    fn make_placeholder(&self, create: &Create) -> Result<Arc<Container>, Error> {
+        let cgroup = new_cgroup(create)?;
+        self.pod.configure(&create.spec)?;
+        let first = Process::placeholder();
+        Ok(Container::new(
+            create,
+            first,
+            None,
+            None,
+            cgroup,
+            &self.events,
+        ))
+    }
+
+    async fn make(&self, create: &Create, first: &First) -> Result<Arc<Container>, Error> {
         let linux = &create.spec.linux;
-        let namespaces = Namespaces::parse(linux)?;
-        if namespaces.mappings().is_some() && matches!(create.source, Source::Block { .. }) {
+        let namespaces = Namespaces::parse(linux, |namespace| self.find_namespace(namespace))?;
+        if namespaces.mappings().is_some() && !matches!(first.source, Source::Directory(_)) {
             return Err(Error::Spec(spec::Error::Unsupported {
                 field: "linux.namespaces: user".into(),
                 reason: "root of a user namespace cannot mount a block device; give the root as a directory",
@@ -204,24 +245,21 @@ impl Containers {
             .as_ref()
             .map(seccomp::Filter::compile)
             .transpose()?;
-        let cgroup = Cgroup::create(
-            linux.cgroups_path.as_deref(),
-            create.id.as_str(),
-            &linux.resources,
-        )?;
-        match self
-            .make_first(create, &namespaces, seccomp.as_ref(), &cgroup)
-            .await
-        {
-            Ok(first) => Ok(Container {
-                first: Arc::new(first),
-                execs: Mutex::default(),
-                seccomp,
-                device_rules: linux.resources.devices.0.clone(),
-                device_guard: Mutex::new(Guard::of(&create.spec)),
-                mappings: namespaces.mappings().cloned(),
-                cgroup,
-            }),
+        self.pod
+            .provide_shm(&create.spec)
+            .map_err(doing("make the pod's /dev/shm"))?;
+        let cgroup = new_cgroup(create)?;
+        let made = self
+            .make_first(create, first, &namespaces, seccomp.as_ref(), &cgroup)
+            .await;
+        match made {
+            Ok(first) => {
+                let mappings = namespaces.mappings().cloned();
+                let events = &self.events;
+                Ok(Container::new(
+                    create, first, seccomp, mappings, cgroup, events,
+                ))
+            }
             Err(error) => {
                 if let Err(error) = cgroup.remove().await {
                     log!("after a container that could not be made: {error}");
@@ -231,9 +269,56 @@ impl Containers {
         }
     }
 
+    /// A namespace that is shared with the pod or another container.
+    fn find_namespace(&self, namespace: protocol::Namespace<'_>) -> Result<Join, NamespaceError> {
+        let opened = |opened: io::Result<std::os::fd::OwnedFd>| {
+            opened
+                .map(Join::Other)
+                .map_err(|source| NamespaceError::Open {
+                    path: namespace.to_string(),
+                    source,
+                })
+        };
+        let pods = |kind: &str| match kind {
+            "network" | "ipc" | "uts" => Ok(Join::Guests),
+            "pid" => opened(self.pod.pid_namespace()),
+            _ => Err(NamespaceError::NotOfKind {
+                path: namespace.to_string(),
+                kind: kind.to_owned(),
+            }),
+        };
+        let (id, kind) = match namespace {
+            protocol::Namespace::Pod(kind) => return pods(kind),
+            protocol::Namespace::Container { id, kind } => (id, kind),
+        };
+        let gone = || NamespaceError::NoContainer(id.to_owned());
+        let container = ContainerId::parse(id)
+            .ok()
+            .and_then(|id| self.get(&id).ok())
+            .filter(|container| container.first.is_running())
+            .ok_or_else(gone)?;
+        let file = match (container.first.pid(), kind) {
+            (0, kind) => return pods(kind),
+            (_, "network") => "net",
+            // Its own are what it has when it executes its program.
+            (_, "time") => "time_for_children",
+            (_, "pid" | "ipc" | "uts" | "user" | "cgroup") => kind,
+            _ => {
+                return Err(NamespaceError::NotOfKind {
+                    path: namespace.to_string(),
+                    kind: kind.to_owned(),
+                });
+            }
+        };
+        // The id is its for as long as nobody has collected its end, which nobody does meanwhile.
+        let path = format!("/proc/{}/ns/{file}", container.first.pid());
+        opened(File::open(path).map(Into::into))
+    }
+
     async fn make_first(
         &self,
         create: &Create,
+        first: &First,
         namespaces: &Namespaces,
         seccomp: Option<&seccomp::Filter>,
         cgroup: &Cgroup,
@@ -245,11 +330,11 @@ impl Containers {
             .as_ref()
             .ok_or(spec::Error::Missing("process"))?;
         let owner = owner(process, namespaces.mappings())?;
-        let stdio = stdio::open(&self.streams, &create.streams, process.terminal, owner).await?;
+        let stdio = stdio::open(&self.streams, &first.streams, process.terminal, owner).await?;
         let launch = Launch {
             place: Place::New(NewContainer {
                 spec,
-                source: &create.source,
+                source: &first.source,
                 scratch: &self.scratch,
                 cgroup: cgroup.path(),
                 namespaces,
@@ -285,12 +370,17 @@ impl Containers {
         if !container.first.is_running() {
             return Err(Error::NotRunning(id.clone()));
         }
+        container.check_not_frozen(id)?;
+        let first = container
+            .first
+            .pidfd()
+            .ok_or_else(|| Error::Placeholder(id.clone()))?;
         container.guard_devices(process)?;
         let owner = owner(process, container.mappings.as_ref())?;
         let stdio = stdio::open(&self.streams, streams, process.terminal, owner).await?;
         let launch = Launch {
             place: Place::Inside(Running {
-                first: container.first.pidfd(),
+                first,
                 own_users: container.mappings.is_some(),
             }),
             process,
@@ -314,7 +404,10 @@ impl Containers {
         id: &ContainerId,
         exec: Option<&ExecId>,
     ) -> Result<Started, Error> {
-        self.process(id, exec)?.start().await
+        let container = self.get(id)?;
+        let process = container.process(id, exec)?;
+        container.check_not_frozen(id)?;
+        process.start().await
     }
 
     /// Sends a signal to one process.
@@ -324,13 +417,29 @@ impl Containers {
         exec: Option<&ExecId>,
         signal: u32,
     ) -> Result<(), Error> {
-        self.process(id, exec)?.signal(signal_number(signal)?)
+        let process = self.process(id, exec)?;
+        process.signal(signal_number(signal)?)?;
+        self.end_pod_with(&process);
+        Ok(())
+    }
+
+    /// The end of the pod's placeholder ends what it stands for.
+    fn end_pod_with(&self, process: &Process) {
+        if process.pid() == 0 && !process.is_running() {
+            self.pod.end();
+        }
     }
 
     /// Sends a signal to every process of a container.
     pub(crate) fn signal_all(&self, id: &ContainerId, signal: u32) -> Result<(), Error> {
         let signal = signal_number(signal)?;
         let container = self.get(id)?;
+        if container.first.pid() == 0 || !container.first.was_started() {
+            // It has no other process.
+            container.first.signal(signal)?;
+            self.end_pod_with(&container.first);
+            return Ok(());
+        }
         if signal == libc::SIGKILL {
             return Ok(container.cgroup.kill()?);
         }
@@ -349,7 +458,15 @@ impl Containers {
     ) -> Result<(Exit, bool), Error> {
         let container = self.get(id)?;
         let exit = container.process(id, exec)?.wait().await;
-        Ok((exit, container.cgroup.oom_kills() > 0))
+        // The event comes before the end that it caused.
+        Ok((exit, container.note_oom_kills(&self.events) > 0))
+    }
+
+    /// Where a process is in its life.
+    pub(crate) fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State, Error> {
+        let container = self.get(id)?;
+        let process = container.process(id, exec)?;
+        Ok(container.state(&process))
     }
 
     /// Sets the size of a process's terminal.
@@ -378,8 +495,20 @@ impl Containers {
         if container.first.is_running() && container.first.was_started() && !force {
             return Err(Error::Running);
         }
+        if container.first.pid() == 0 {
+            // It may have ended already.
+            let _ = container.first.signal(libc::SIGKILL);
+            self.end_pod_with(&container.first);
+        }
         container.cgroup.remove().await?;
-        lock(&self.all).remove(id);
+        let mut all = lock(&self.all);
+        // Another request may have been first, and the name another container's since.
+        if all
+            .get(id)
+            .is_some_and(|found| Arc::ptr_eq(found, &container))
+        {
+            all.remove(id);
+        }
         Ok(())
     }
 
@@ -409,9 +538,23 @@ impl Containers {
         Ok(self.get(id)?.cgroup.stats())
     }
 
+    /// Sets a container's limits anew.
+    pub(crate) fn update(
+        &self,
+        id: &ContainerId,
+        resources: &spec::Resources,
+    ) -> Result<(), Error> {
+        self.get(id)?.update(resources)
+    }
+
     /// Lists a container's processes.
     pub(crate) fn processes(&self, id: &ContainerId) -> Result<Vec<u32>, Error> {
         Ok(self.get(id)?.cgroup.processes(MOST_LISTED))
+    }
+
+    /// What is known of processes that [`Self::processes`] listed.
+    pub(crate) fn details(pids: &[u32]) -> Vec<Details> {
+        processes::details(pids)
     }
 
     /// Freezes or thaws a container.
@@ -427,7 +570,7 @@ impl Containers {
                 log!("cannot end a container: {error}");
             }
         }
-        for container in all {
+        for container in all.iter().filter(|container| container.first.pid() != 0) {
             container.first.wait().await;
         }
     }
@@ -460,43 +603,6 @@ impl Containers {
 /// The most processes that are listed.
 const MOST_LISTED: usize = 32_768;
 
-impl Container {
-    fn process(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<Arc<Process>, Error> {
-        let Some(exec) = exec else {
-            return Ok(self.first.clone());
-        };
-        let found = lock(&self.execs).get(exec).cloned();
-        found.ok_or_else(|| Error::NoExec {
-            container: id.clone(),
-            exec: exec.clone(),
-        })
-    }
-
-    /// A further process may be able to make device files where the first one was not.
-    fn guard_devices(&self, process: &spec::Process) -> Result<(), Error> {
-        let mut guard = lock(&self.device_guard);
-        if *guard == Guard::Mounts && devices::can_make_devices(process) {
-            self.cgroup.restrict_devices(&self.device_rules)?;
-            *guard = Guard::Program;
-        }
-        Ok(())
-    }
-
-    fn check_free(&self, id: &ContainerId, exec: &ExecId) -> Result<(), Error> {
-        let execs = lock(&self.execs);
-        if execs.len() >= MOST {
-            return Err(Error::TooMany(MOST));
-        }
-        if execs.contains_key(exec) {
-            return Err(Error::ExecExists {
-                container: id.clone(),
-                exec: exec.clone(),
-            });
-        }
-        Ok(())
-    }
-}
-
 /// An id that nobody else can take while its container is being made.
 struct Reservation<'a> {
     of: &'a Containers,
@@ -507,6 +613,15 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         lock(&self.of.reserved).remove(&self.id);
     }
+}
+
+fn new_cgroup(create: &Create) -> Result<Cgroup, Error> {
+    let linux = &create.spec.linux;
+    Ok(Cgroup::create(
+        linux.cgroups_path.as_deref(),
+        create.id.as_str(),
+        &linux.resources,
+    )?)
 }
 
 /// The guest's id of the user that `process` runs as.

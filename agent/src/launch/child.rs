@@ -194,7 +194,7 @@ fn enter_new(new: &NewContainer<'_>, report: Report<'_>) -> Result<Option<OwnedF
     }
     let tree = Rootfs::build(new.spec, new.source, new.scratch, new.cgroup)?;
     for (name, value) in &new.spec.linux.sysctl {
-        sysctl::set(name, value, namespaces)?;
+        sysctl::set(name, value, |kind| namespaces.has(kind))?;
     }
     tree.enter()?;
     Ok(tree.terminal)

@@ -17,6 +17,7 @@ mod child;
 mod control;
 mod mappings;
 mod namespaces;
+mod pod;
 mod program;
 mod sysctl;
 mod user;
@@ -31,8 +32,9 @@ use std::{
 use capabilities::Capabilities;
 pub(crate) use control::{Control, FailureKind, Message};
 pub(crate) use mappings::Mappings;
-pub(crate) use namespaces::Error as NamespaceError;
-pub(crate) use namespaces::Namespaces;
+pub(crate) use namespaces::{Error as NamespaceError, Join, Namespaces};
+pub(crate) use pod::Error as PodError;
+pub(crate) use pod::configure as configure_pod;
 
 use crate::{
     rootfs::{Scratch, Source},

@@ -9,7 +9,10 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::mappings::Mappings;
-use crate::{log, spec::Linux};
+use crate::{
+    log,
+    spec::{self, Linux},
+};
 
 /// The kinds by the specification's names. A time namespace needs offsets, which are not
 /// implemented.
@@ -28,7 +31,18 @@ const KINDS: &[(&str, CloneFlags)] = &[
 pub(crate) struct Namespaces {
     fresh: CloneFlags,
     joined: Vec<(CloneFlags, OwnedFd)>,
+    /// Those of the pod that are the guest's.
+    shared: CloneFlags,
     mappings: Option<Mappings>,
+}
+
+/// A namespace to join.
+#[derive(Debug)]
+pub(crate) enum Join {
+    /// The guest's own: there is nothing to do.
+    Guests,
+    /// Another.
+    Other(OwnedFd),
 }
 
 /// Why namespaces cannot be had.
@@ -56,6 +70,17 @@ pub enum Error {
         "linux.namespaces: a container with its own user namespace can join no other of a path"
     )]
     UserAndJoined,
+    /// A path that names another kind than it stands for.
+    #[error("linux.namespaces: {path} is no namespace of the type {kind:?} that can be joined")]
+    NotOfKind {
+        /// The path.
+        path: String,
+        /// What it stands for.
+        kind: String,
+    },
+    /// A container that is not there, or has no processes any more.
+    #[error("linux.namespaces: there is no running container {0} whose namespace could be joined")]
+    NoContainer(String),
     /// A path that is no namespace.
     #[error("cannot open the namespace {path}")]
     Open {
@@ -67,11 +92,16 @@ pub enum Error {
 }
 
 impl Namespaces {
-    /// Reads `linux.namespaces` and opens those that are joined.
-    pub(crate) fn parse(linux: &Linux) -> Result<Self, Error> {
+    /// Reads `linux.namespaces`. Those of the pod and of other containers are found by `find`,
+    /// of the kind that it is asked for.
+    pub(crate) fn parse(
+        linux: &Linux,
+        mut find: impl FnMut(protocol::Namespace<'_>) -> Result<Join, Error>,
+    ) -> Result<Self, Error> {
         let mut parsed = Self {
             fresh: CloneFlags::empty(),
             joined: Vec::new(),
+            shared: CloneFlags::empty(),
             mappings: None,
         };
         let mut seen = CloneFlags::empty();
@@ -86,13 +116,10 @@ impl Namespaces {
             seen |= *flag;
             match namespace.path.as_deref().filter(|path| !path.is_empty()) {
                 None => parsed.fresh |= *flag,
-                Some(path) => {
-                    let file = File::open(path).map_err(|source| Error::Open {
-                        path: path.to_owned(),
-                        source,
-                    })?;
-                    parsed.joined.push((*flag, file.into()));
-                }
+                Some(path) => match join(namespace, path, &mut find)? {
+                    Join::Guests => parsed.shared |= *flag,
+                    Join::Other(fd) => parsed.joined.push((*flag, fd)),
+                },
             }
         }
         if !parsed.fresh.contains(CloneFlags::CLONE_NEWNS) {
@@ -125,9 +152,12 @@ impl Namespaces {
         self.fresh.contains(kind)
     }
 
-    /// Whether the container has a namespace of this kind that is not the guest's.
+    /// Whether the container has a namespace of this kind, of its own or shared with the pod or
+    /// another container. The guest's network is always the pod's.
     pub(super) fn has(&self, kind: CloneFlags) -> bool {
-        self.fresh.contains(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+        kind == CloneFlags::CLONE_NEWNET
+            || (self.fresh | self.shared).contains(kind)
+            || self.joined.iter().any(|(joined, _)| *joined == kind)
     }
 
     /// In the agent: enters the pid namespace that the child is to be born in.
@@ -146,6 +176,29 @@ impl Namespaces {
             .filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWPID)
             .map(|(kind, fd)| (*kind, fd))
     }
+}
+
+fn join(
+    namespace: &spec::Namespace,
+    path: &str,
+    find: impl FnOnce(protocol::Namespace<'_>) -> Result<Join, Error>,
+) -> Result<Join, Error> {
+    let Some(named) = protocol::Namespace::parse(path) else {
+        return File::open(path)
+            .map(|file| Join::Other(file.into()))
+            .map_err(|source| Error::Open {
+                path: path.to_owned(),
+                source,
+            });
+    };
+    let (protocol::Namespace::Pod(kind) | protocol::Namespace::Container { kind, .. }) = named;
+    if kind != namespace.kind {
+        return Err(Error::NotOfKind {
+            path: path.to_owned(),
+            kind: namespace.kind.clone(),
+        });
+    }
+    find(named)
 }
 
 /// The agent's children are born in another pid namespace while this lives.
@@ -176,17 +229,40 @@ mod tests {
     use crate::spec;
 
     fn parse(kinds: &[&str]) -> Result<Namespaces, Error> {
-        let namespaces = kinds
+        let kinds: Vec<_> = kinds.iter().map(|kind| (*kind, None)).collect();
+        parse_paths(&kinds)
+    }
+
+    fn parse_paths(namespaces: &[(&str, Option<&str>)]) -> Result<Namespaces, Error> {
+        let namespaces = namespaces
             .iter()
-            .map(|kind| spec::Namespace {
+            .map(|(kind, path)| spec::Namespace {
                 kind: (*kind).into(),
-                path: None,
+                path: path.map(str::to_owned),
             })
             .collect();
-        Namespaces::parse(&Linux {
+        let linux = Linux {
             namespaces: spec::List(namespaces),
             ..Linux::default()
-        })
+        };
+        Namespaces::parse(&linux, |_| Ok(Join::Guests))
+    }
+
+    #[test]
+    fn the_pods_namespaces_are_neither_made_nor_joined() {
+        let shared = protocol::Namespace::Pod("ipc").to_string();
+        let namespaces = parse_paths(&[("mount", None), ("ipc", Some(&shared))]).unwrap();
+        assert!(!namespaces.makes(CloneFlags::CLONE_NEWIPC));
+        assert_eq!(namespaces.joined().count(), 0);
+        assert!(namespaces.has(CloneFlags::CLONE_NEWIPC));
+        assert!(!namespaces.has(CloneFlags::CLONE_NEWUTS));
+    }
+
+    #[test]
+    fn a_namespace_of_another_kind_is_refused() {
+        let shared = protocol::Namespace::Pod("ipc").to_string();
+        let parsed = parse_paths(&[("mount", None), ("uts", Some(&shared))]);
+        assert!(matches!(parsed, Err(Error::NotOfKind { kind, .. }) if kind == "uts"));
     }
 
     #[test]

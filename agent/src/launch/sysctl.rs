@@ -4,11 +4,9 @@ use std::{fs, io};
 
 use nix::sched::CloneFlags;
 
-use super::namespaces::Namespaces;
-
 /// Why a parameter is not set.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub enum Error {
     /// Not made of words and dots.
     #[error("linux.sysctl: {0:?} is no name of a kernel parameter")]
     Name(String),
@@ -22,15 +20,20 @@ pub(super) enum Error {
         name: String,
         /// The value.
         value: String,
+        /// Why not.
         #[source]
         source: io::Error,
     },
 }
 
-/// Sets the parameter `name` for the namespaces this process is in.
-pub(super) fn set(name: &str, value: &str, namespaces: &Namespaces) -> Result<(), Error> {
+/// Sets the parameter `name` for the namespaces this process is in, of the kinds that are `own`.
+pub(super) fn set(
+    name: &str,
+    value: &str,
+    own: impl FnOnce(CloneFlags) -> bool,
+) -> Result<(), Error> {
     let path = path(name).ok_or_else(|| Error::Name(name.to_owned()))?;
-    if !kind(&path).is_some_and(|kind| namespaces.has(kind)) {
+    if !kind(&path).is_some_and(own) {
         return Err(Error::Shared(name.to_owned()));
     }
     fs::write(format!("/proc/sys/{path}"), value).map_err(|source| Error::Write {

@@ -4,11 +4,13 @@
 //! that becomes the container's first; so it goes away with the container.
 
 mod devices;
+mod layers;
 mod mounts;
 mod options;
 pub(crate) mod path;
 
 pub(crate) use devices::open_master;
+pub(crate) use layers::{Layer, Layers, Upper};
 
 use std::{
     ffi::CString,
@@ -27,7 +29,7 @@ use nix::{
 use crate::{
     devices::Guard,
     spec::Spec,
-    sys::{self, FsContext, MountAttr},
+    sys::{self, MountAttr},
 };
 
 /// Why a file tree could not be built.
@@ -90,9 +92,9 @@ pub(crate) enum Source {
         device: String,
         /// The file system's type.
         filesystem: String,
-        /// Whether a layer in memory takes the writes.
-        overlay: bool,
     },
+    /// Read-only layers under a writable one.
+    Layers(Layers),
 }
 
 /// Directories of the guest, below a tmpfs, that every container's namespace mounts on.
@@ -199,14 +201,8 @@ fn hold_back_propagation() -> io::Result<()> {
 fn mount_root(source: &Source, scratch: &Scratch, held: u64) -> Result<(), Error> {
     let mount = match source {
         Source::Directory(path) => directory(path),
-        Source::Block {
-            device,
-            filesystem,
-            overlay: false,
-        } => block(device, filesystem, Writes::IfPossible),
-        Source::Block {
-            device, filesystem, ..
-        } => overlay(device, filesystem, scratch),
+        Source::Block { device, filesystem } => block(device, filesystem, Writes::IfPossible),
+        Source::Layers(layers) => layers.mount(scratch),
     }?;
     mounts::hold(mount.as_fd(), held)
         .and_then(|()| attach(mount.as_fd(), &scratch.root))
@@ -244,34 +240,6 @@ fn block(device: &str, filesystem: &str, writes: Writes) -> Result<OwnedFd, Erro
     }
     mounts::filesystem(filesystem, &options, attr).map_err(|(source, hint)| Error::Mount {
         what: format!("{filesystem} of {device}"),
-        destination: "/".into(),
-        hint,
-        source,
-    })
-}
-
-fn overlay(device: &str, filesystem: &str, scratch: &Scratch) -> Result<OwnedFd, Error> {
-    let lower = block(device, filesystem, Writes::Never)?;
-    attach(lower.as_fd(), &scratch.lower).map_err(doing("attach the lower layer"))?;
-    let upper = FsContext::open("tmpfs")
-        .and_then(|tmpfs| {
-            tmpfs.set("mode", Some("0755"))?;
-            tmpfs.mount(0)
-        })
-        .map_err(doing("make the upper layer"))?;
-    attach(upper.as_fd(), &scratch.upper).map_err(doing("attach the upper layer"))?;
-    let [changes, work] = ["changes", "work"].map(|name| format!("{}/{name}", scratch.upper));
-    for path in [&changes, &work] {
-        std::fs::create_dir(path).map_err(doing("make the upper layer's directories"))?;
-    }
-    let options = [
-        ("source", Some("overlay")),
-        ("lowerdir", Some(scratch.lower.as_str())),
-        ("upperdir", Some(changes.as_str())),
-        ("workdir", Some(work.as_str())),
-    ];
-    mounts::filesystem("overlay", &options, 0).map_err(|(source, hint)| Error::Mount {
-        what: "an overlay".into(),
         destination: "/".into(),
         hint,
         source,

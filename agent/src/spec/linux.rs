@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::List;
+use super::{Error, List, refuse};
 
 /// `linux`.
 #[derive(Debug, Default, Deserialize)]
@@ -97,7 +97,7 @@ pub struct Device {
 }
 
 /// `linux.resources`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Resources {
     /// Memory.
@@ -121,8 +121,23 @@ pub struct Resources {
     pub rdma: BTreeMap<String, serde_json::Value>,
 }
 
+impl Resources {
+    /// Reads and checks `linux.resources` as an update has it.
+    ///
+    /// # Errors
+    /// As [`Spec::parse`](super::Spec::parse).
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        if json.len() > super::MAX_BYTES {
+            return Err(Error::TooLong(json.len()));
+        }
+        let resources: Self = serde_json::from_slice(json)?;
+        refuse::resources(&resources)?;
+        Ok(resources)
+    }
+}
+
 /// `linux.resources.memory`, in bytes; -1 is no limit.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Memory {
     /// The limit.
@@ -136,10 +151,12 @@ pub struct Memory {
     /// Refused: cgroup v1 only.
     #[serde(rename = "disableOOMKiller")]
     pub disable_oom_killer: Option<bool>,
+    /// Whether a new limit below what is in use fails.
+    pub check_before_update: Option<bool>,
 }
 
 /// `linux.resources.cpu`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Cpu {
     /// Weight by cgroup v1's measure, 2 to 262144.
@@ -163,7 +180,7 @@ pub struct Cpu {
 }
 
 /// `linux.resources.pids`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
 pub struct Pids {
     /// How many processes and threads; 0 or less is no limit.
@@ -171,15 +188,15 @@ pub struct Pids {
 }
 
 /// `linux.resources.blockIO`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct BlockIo {
     /// Weight, 10 to 1000.
     pub weight: Option<u16>,
     /// Refused: cgroup v1 only.
     pub leaf_weight: Option<u16>,
-    /// Refused.
-    pub weight_device: List<serde_json::Value>,
+    /// Weights of single devices.
+    pub weight_device: List<WeightDevice>,
     /// Bytes read in a second.
     pub throttle_read_bps_device: List<Throttle>,
     /// Bytes written in a second.
@@ -192,8 +209,22 @@ pub struct BlockIo {
     pub throttle_write_iops_device: List<Throttle>,
 }
 
+/// A weight of one block device.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WeightDevice {
+    /// The device's major number.
+    pub major: i64,
+    /// The device's minor number.
+    pub minor: i64,
+    /// Weight, 10 to 1000.
+    pub weight: Option<u16>,
+    /// Refused: cgroup v1 only.
+    pub leaf_weight: Option<u16>,
+}
+
 /// A limit of one block device.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
 pub struct Throttle {
     /// The device's major number.
@@ -205,7 +236,7 @@ pub struct Throttle {
 }
 
 /// One of `linux.resources.hugepageLimits`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct HugepageLimit {
     /// Such as `2MB`.
@@ -215,7 +246,7 @@ pub struct HugepageLimit {
 }
 
 /// One of `linux.resources.devices`.
-#[derive(Debug, Default, Clone, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DeviceRule {
     /// Whether it allows.
@@ -232,7 +263,7 @@ pub struct DeviceRule {
 }
 
 /// `linux.resources.network`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NetworkPriorities {
     /// A class for the net_cls controller.

@@ -118,6 +118,19 @@ impl Spec {
     /// # Errors
     /// When it is too long, not valid, of another version, or asks for what the agent cannot do.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        let spec = Self::parse_placeholder(json)?;
+        match &spec.process {
+            Some(process) => process.check()?,
+            None => return Err(Error::Missing("process")),
+        }
+        Ok(spec)
+    }
+
+    /// Reads and checks the `config.json` of a container that has no process.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], but for the process.
+    pub fn parse_placeholder(json: &[u8]) -> Result<Self, Error> {
         if json.len() > MAX_BYTES {
             return Err(Error::TooLong(json.len()));
         }
@@ -126,10 +139,6 @@ impl Spec {
             return Err(Error::Version(spec.oci_version));
         }
         refuse::unsupported(&spec)?;
-        match &spec.process {
-            Some(process) => process.check()?,
-            None => return Err(Error::Missing("process")),
-        }
         Ok(spec)
     }
 }

@@ -1,25 +1,38 @@
 //! What the agent does not implement is refused by name, never ignored.
 
-use super::{Error, Spec};
+use super::{Error, Resources, Spec};
+
+const V1: &str = "it exists in cgroup v1 alone and the guest has v2; leave it out";
+const LATER: &str = "this agent does not implement it; leave it out";
+
+/// A property, whether it is there, and why it must not be.
+type Row = (&'static str, bool, &'static str);
+
+fn first_of(table: &[Row]) -> Result<(), Error> {
+    match table.iter().find(|(_, present, _)| *present) {
+        Some((field, _, reason)) => Err(Error::Unsupported {
+            field: (*field).into(),
+            reason,
+        }),
+        None => Ok(()),
+    }
+}
 
 /// Fails for the first property of `spec` that the agent would have to ignore.
 pub(super) fn unsupported(spec: &Spec) -> Result<(), Error> {
     let linux = &spec.linux;
-    let resources = &linux.resources;
-    let v1 = "it exists in cgroup v1 alone and the guest has v2; leave it out";
-    let later = "this agent does not implement it; leave it out";
-    let table: &[(&str, bool, &'static str)] = &[
+    first_of(&[
         (
             "hooks.createContainer",
             !spec.hooks.create_container.is_empty(),
-            later,
+            LATER,
         ),
         (
             "hooks.startContainer",
             !spec.hooks.start_container.is_empty(),
-            later,
+            LATER,
         ),
-        ("linux.intelRdt", linux.intel_rdt.is_some(), later),
+        ("linux.intelRdt", linux.intel_rdt.is_some(), LATER),
         (
             "linux.personality",
             linux
@@ -28,46 +41,7 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), Error> {
                 .is_some_and(|p| !matches!(p.domain.as_str(), "" | "LINUX")),
             "only the domain LINUX is",
         ),
-        ("linux.timeOffsets", !linux.time_offsets.is_empty(), later),
-        ("linux.resources.rdma", !resources.rdma.is_empty(), later),
-        (
-            "linux.resources.network",
-            resources
-                .network
-                .as_ref()
-                .is_some_and(|n| n.class_id.is_some() || !n.priorities.is_empty()),
-            v1,
-        ),
-        (
-            "linux.resources.memory.swappiness",
-            resources.memory.swappiness.is_some(),
-            v1,
-        ),
-        (
-            "linux.resources.memory.disableOOMKiller",
-            resources.memory.disable_oom_killer == Some(true),
-            v1,
-        ),
-        (
-            "linux.resources.cpu.realtimeRuntime",
-            resources.cpu.realtime_runtime.is_some_and(|n| n != 0),
-            v1,
-        ),
-        (
-            "linux.resources.cpu.realtimePeriod",
-            resources.cpu.realtime_period.is_some_and(|n| n != 0),
-            v1,
-        ),
-        (
-            "linux.resources.blockIO.leafWeight",
-            resources.block_io.leaf_weight.is_some_and(|n| n != 0),
-            v1,
-        ),
-        (
-            "linux.resources.blockIO.weightDevice",
-            !resources.block_io.weight_device.is_empty(),
-            later,
-        ),
+        ("linux.timeOffsets", !linux.time_offsets.is_empty(), LATER),
         (
             "linux.seccomp.listenerPath",
             linux
@@ -77,20 +51,61 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), Error> {
                 .is_some_and(|path| !path.is_empty()),
             "a process of the host cannot answer for the guest's kernel",
         ),
-    ];
-    if let Some((field, _, reason)) = table.iter().find(|(_, present, _)| *present) {
-        return Err(Error::Unsupported {
-            field: (*field).into(),
-            reason,
-        });
-    }
+    ])?;
+    resources(&linux.resources)?;
     for (index, mount) in spec.mounts.iter().enumerate() {
         if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
             return Err(Error::Unsupported {
                 field: format!("mounts[{index}].uidMappings"),
-                reason: later,
+                reason: LATER,
             });
         }
     }
     Ok(())
+}
+
+/// Fails for the first limit that the guest's kernel does not have.
+pub(super) fn resources(resources: &Resources) -> Result<(), Error> {
+    let memory = &resources.memory;
+    let cpu = &resources.cpu;
+    first_of(&[
+        (
+            "linux.resources.rdma",
+            !resources.rdma.is_empty(),
+            "the guest has no RDMA device; leave it out",
+        ),
+        (
+            "linux.resources.network",
+            resources
+                .network
+                .as_ref()
+                .is_some_and(|n| n.class_id.is_some_and(|id| id != 0) || !n.priorities.is_empty()),
+            V1,
+        ),
+        (
+            "linux.resources.memory.swappiness",
+            memory.swappiness.is_some(),
+            V1,
+        ),
+        (
+            "linux.resources.memory.disableOOMKiller",
+            memory.disable_oom_killer == Some(true),
+            V1,
+        ),
+        (
+            "linux.resources.cpu.realtimeRuntime",
+            cpu.realtime_runtime.is_some_and(|n| n != 0),
+            V1,
+        ),
+        (
+            "linux.resources.cpu.realtimePeriod",
+            cpu.realtime_period.is_some_and(|n| n != 0),
+            V1,
+        ),
+        (
+            "linux.resources.blockIO.leafWeight",
+            resources.block_io.leaf_weight.is_some_and(|n| n != 0),
+            V1,
+        ),
+    ])
 }

@@ -1,8 +1,9 @@
 //! Making processes: clone3 straight into a cgroup and namespaces.
 
 use std::{
+    fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use nix::sched::CloneFlags as Namespaces;
@@ -85,6 +86,29 @@ fn require_one_thread() -> io::Result<()> {
     checked(answer.into())
         .map(drop)
         .map_err(|_| io::Error::other("the agent has more than one thread"))
+}
+
+/// Is the first process of a pid namespace, for ever: does nothing, holds nothing open. As it
+/// ignores the ends of its children, the kernel collects them, orphans too.
+pub(crate) fn be_first_process() -> ! {
+    let prepare = || -> io::Result<()> {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        super::arrange(&[null.as_fd(); 3])?;
+        // Its number is another descriptor's now.
+        std::mem::forget(null);
+        super::forbid_inspection()?;
+        nix::unistd::setsid()?;
+        nix::unistd::chdir("/")?;
+        // SAFETY: SIG_IGN is a valid action for SIGCHLD.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+        super::reset_signals()
+    };
+    if prepare().is_err() {
+        super::exit_now(1);
+    }
+    loop {
+        nix::unistd::pause();
+    }
 }
 
 /// Sends `signal` to the process of `pidfd`.

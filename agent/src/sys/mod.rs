@@ -14,7 +14,9 @@ mod socket;
 mod terminal;
 
 pub(crate) use bpf::attach_device_program;
-pub(crate) use clone::{CloneFlags, Forked, clone3, kill, pidfd_send_signal, wait_any};
+pub(crate) use clone::{
+    CloneFlags, Forked, be_first_process, clone3, kill, pidfd_send_signal, wait_any,
+};
 pub(crate) use identity::{
     capset, drop_bounding, forbid_inspection, install_seccomp, keep_capabilities, last_capability,
     no_new_privileges, permitted, raise_ambient,

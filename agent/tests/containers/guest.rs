@@ -238,6 +238,86 @@ impl Guest {
             .map(|made| made.pid)
     }
 
+    /// Makes a container that stands for the pod.
+    pub(crate) async fn placeholder(&self, id: &str, spec: &Value) -> ttrpc::Result<u32> {
+        let mut request = message::CreateContainerRequest::new();
+        request.container_id = id.into();
+        request.spec = spec.to_string().into_bytes();
+        request.placeholder = true;
+        let context = context::with_timeout(5_000_000_000);
+        let made = self.client().create_container(context, &request).await?;
+        self.start_process(id, "").await?;
+        Ok(made.pid)
+    }
+
+    /// Starts a container that stays, in a cgroup of its name.
+    pub(crate) async fn stay_as(&self, id: &str, spec: &Value) {
+        let mut spec = spec.clone();
+        spec["linux"]["cgroupsPath"] = format!("/bulkhead-agent-test/{id}").into();
+        let none = message::Streams::new();
+        self.create_with(id, &spec, none)
+            .await
+            .expect("a container");
+        self.start_process(id, "").await.expect("a start");
+    }
+
+    /// Runs a shell command in the container `id`; what it prints.
+    pub(crate) async fn sh_in(&self, id: &str, command: &str) -> String {
+        let process = process(&["sh", "-c", command]);
+        let output = self.exec(id, "sh", &process).await.expect("an exec");
+        assert_eq!(output.stderr, "");
+        output.stdout
+    }
+
+    pub(crate) async fn state(
+        &self,
+        id: &str,
+        exec: &str,
+    ) -> ttrpc::Result<message::ProcessStateResponse> {
+        let mut request = message::ProcessStateRequest::new();
+        request.container_id = id.into();
+        request.exec_id = exec.into();
+        let context = context::with_timeout(5_000_000_000);
+        self.client().process_state(context, &request).await
+    }
+
+    pub(crate) async fn stats(&self, id: &str) -> message::ContainerStatsResponse {
+        let mut request = message::ContainerStatsRequest::new();
+        request.container_id = id.into();
+        let context = context::with_timeout(5_000_000_000);
+        let stats = self.client().container_stats(context, &request).await;
+        stats.expect("stats")
+    }
+
+    pub(crate) async fn update(
+        &self,
+        id: &str,
+        resources: &Value,
+    ) -> ttrpc::Result<message::Empty> {
+        let mut request = message::UpdateContainerRequest::new();
+        request.container_id = id.into();
+        request.resources = resources.to_string().into_bytes();
+        let context = context::with_timeout(5_000_000_000);
+        self.client().update_container(context, &request).await
+    }
+
+    pub(crate) async fn next_events(&self, after: u64) -> message::NextEventsResponse {
+        let mut request = message::NextEventsRequest::new();
+        request.after = after;
+        let context = context::with_timeout(20_000_000_000);
+        let events = self.client().next_events(context, &request).await;
+        events.expect("events")
+    }
+
+    pub(crate) async fn details(&self, id: &str) -> Vec<message::ProcessDetails> {
+        let mut request = message::ListProcessesRequest::new();
+        request.container_id = id.into();
+        request.details = true;
+        let context = context::with_timeout(5_000_000_000);
+        let listed = self.client().list_processes(context, &request).await;
+        listed.expect("a list").processes
+    }
+
     pub(crate) async fn start_process(
         &self,
         id: &str,
@@ -453,6 +533,16 @@ pub(crate) fn spec(args: &[&str]) -> Value {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
         }
     })
+}
+
+/// The `process` of such a configuration, for an exec.
+pub(crate) fn process(args: &[&str]) -> Value {
+    spec(args)["process"].clone()
+}
+
+/// Starts a container that stays.
+pub(crate) async fn stay(guest: &Guest, spec: &Value) {
+    guest.stay_as("c", spec).await;
 }
 
 /// A root file system: busybox and what it needs.

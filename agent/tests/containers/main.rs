@@ -2,9 +2,23 @@
 //! machine, but every system call that a guest would see. Needs root.
 
 mod guest;
+/// Lists stories by name: `stories! { a_sentence, another, }`.
+macro_rules! stories {
+    ($($name:ident,)*) => {
+        /// All of them by name.
+        pub(crate) const ALL: &[(&str, crate::Story)] =
+            &[$((stringify!($name), |guest| Box::pin($name(guest)))),*];
+    };
+}
+
+mod limits;
+mod pods;
 mod stories;
 
-use std::process::ExitCode;
+use std::{future::Future, pin::Pin, process::ExitCode};
+
+/// What a container does, one sentence.
+type Story = for<'a> fn(&'a guest::Guest) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().collect();
@@ -23,7 +37,16 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     let mut failed = 0;
-    for (name, story) in stories::ALL {
+    let mut all: Vec<_> = [stories::ALL, pods::ALL].concat();
+    if limits::can_run() {
+        all.extend(limits::ALL);
+    } else {
+        eprintln!(
+            "NOT RUN: {} stories of limits need the controllers of cgroup v2; the lab has them",
+            limits::ALL.len()
+        );
+    }
+    for (name, story) in all {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }

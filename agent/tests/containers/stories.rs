@@ -1,23 +1,11 @@
 //! What containers do, one sentence each.
 #![expect(clippy::unwrap_used, reason = "a failure is what a test tells")]
 
-use std::{future::Future, pin::Pin};
-
 use protocol::agent as message;
-use serde_json::{Value, json};
+use serde_json::json;
 use ttrpc::Code;
 
-use crate::guest::{Guest, failure, spec};
-
-/// One of them.
-type Story = for<'a> fn(&'a Guest) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
-
-macro_rules! stories {
-    ($($name:ident,)*) => {
-        /// All of them by name.
-        pub(crate) const ALL: &[(&str, Story)] = &[$((stringify!($name), |guest| Box::pin($name(guest)))),*];
-    };
-}
+use crate::guest::{Guest, failure, process, spec, stay};
 
 stories! {
     a_program_runs_and_its_output_and_status_come_back,
@@ -290,19 +278,6 @@ async fn a_volume_is_mounted_with_its_options_on_a_path_that_is_made(guest: &Gue
         text,
         "cannot mount /nowhere/at/all on /x: No such file or directory (os error 2)"
     );
-}
-
-/// Starts a container that stays.
-async fn stay(guest: &Guest, spec: &Value) {
-    guest
-        .create_with("c", spec, message::Streams::new())
-        .await
-        .unwrap();
-    guest.start_process("c", "").await.unwrap();
-}
-
-fn process(args: &[&str]) -> Value {
-    spec(args)["process"].clone()
 }
 
 async fn an_exec_joins_the_container(guest: &Guest) {

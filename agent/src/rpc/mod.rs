@@ -1,12 +1,13 @@
 //! The service of `protocol/proto/agent.proto`: each handler decodes, calls
 //! one function and encodes.
 
+mod convert;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::{
-    StreamId,
-    agent::{self as message, root_filesystem},
+    agent as message,
     agent_ttrpc::{Agent, create_agent},
 };
 use ttrpc::{
@@ -16,7 +17,7 @@ use ttrpc::{
 
 use crate::{
     boot::Power,
-    container::{self, Containers, Create, Source, StreamIds},
+    container::{self, Containers, Create, First},
     guest::{self, Guest},
     id::{self, ContainerId, ExecId},
     port::Port,
@@ -42,7 +43,7 @@ pub enum Error {
     #[error("a signal for all processes names no exec; leave exec_id empty")]
     AllOfOne,
     /// A container without a root.
-    #[error("the request names no root file system; set path or block")]
+    #[error("the request names no root file system; set path, block or layers")]
     NoRoot,
 }
 
@@ -89,11 +90,16 @@ fn code(error: &Error) -> Code {
             | C::Running
             | C::NotRunning(_)
             | C::NoTerminal
+            | C::Paused(_)
+            | C::Placeholder(_)
+            | C::Cgroup(crate::cgroup::Error::InUse { .. })
             | C::Stream(_) => Code::FAILED_PRECONDITION,
             C::Signal(_)
             | C::TerminalSize { .. }
             | C::Spec(_)
             | C::Namespaces(_)
+            | C::DeviceRules
+            | C::Pod(_)
             | C::Seccomp(_)
             | C::Launch(crate::launch::Error::Value { .. })
             | C::Cgroup(crate::cgroup::Error::Value { .. } | crate::cgroup::Error::Path(_)) => {
@@ -130,13 +136,14 @@ impl Agent for Service {
         request: message::ConfigureGuestRequest,
     ) -> ttrpc::Result<message::ConfigureGuestResponse> {
         answer(async {
+            self.containers.pod.set_shm_bytes(request.shm_bytes);
             self.guest.configure(&guest::Configuration {
                 version: request.version,
                 time_ns: request.time_ns,
                 entropy: request.entropy,
                 hostname: request.hostname,
                 online_cpus: request.online_cpus,
-                shared_directories: request.shared_directories.into_iter().map(shared).collect(),
+                shared_directories: convert::shared_directories(request.shared_directories),
             })?;
             Ok(message::ConfigureGuestResponse {
                 version: protocol::VERSION,
@@ -154,11 +161,22 @@ impl Agent for Service {
         request: message::CreateContainerRequest,
     ) -> ttrpc::Result<message::CreateContainerResponse> {
         answer(async {
-            let create = Create {
-                id: ContainerId::parse(&request.container_id)?,
-                spec: Spec::parse(&request.spec)?,
-                source: source(request.root.into_option())?,
-                streams: streams(request.streams.as_ref()),
+            let id = ContainerId::parse(&request.container_id)?;
+            let create = if request.placeholder {
+                Create {
+                    id,
+                    spec: Spec::parse_placeholder(&request.spec)?,
+                    first: None,
+                }
+            } else {
+                Create {
+                    id,
+                    spec: Spec::parse(&request.spec)?,
+                    first: Some(First {
+                        source: convert::source(request.root.into_option())?,
+                        streams: convert::streams(request.streams.as_ref()),
+                    }),
+                }
             };
             let pid = self.containers.create(create).await?;
             Ok(message::CreateContainerResponse {
@@ -195,7 +213,7 @@ impl Agent for Service {
             let id = ContainerId::parse(&request.container_id)?;
             let exec = ExecId::parse(&request.exec_id)?;
             let process = spec::Process::parse(&request.process)?;
-            let streams = streams(request.streams.as_ref());
+            let streams = convert::streams(request.streams.as_ref());
             let pid = self.containers.exec(&id, exec, &process, &streams).await?;
             Ok(message::ExecProcessResponse {
                 pid,
@@ -287,6 +305,45 @@ impl Agent for Service {
         .await
     }
 
+    async fn process_state(
+        &self,
+        _: &TtrpcContext,
+        request: message::ProcessStateRequest,
+    ) -> ttrpc::Result<message::ProcessStateResponse> {
+        answer(async {
+            let (id, exec) = names(&request.container_id, &request.exec_id)?;
+            Ok(convert::state(self.containers.state(&id, exec.as_ref())?))
+        })
+        .await
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: message::UpdateContainerRequest,
+    ) -> ttrpc::Result<message::Empty> {
+        answer(async {
+            let id = ContainerId::parse(&request.container_id)?;
+            let resources = spec::Resources::parse(&request.resources)?;
+            self.containers.update(&id, &resources)?;
+            Ok(message::Empty::default())
+        })
+        .await
+    }
+
+    async fn next_events(
+        &self,
+        _: &TtrpcContext,
+        request: message::NextEventsRequest,
+    ) -> ttrpc::Result<message::NextEventsResponse> {
+        let (events, lost) = self.containers.events.after(request.after).await;
+        Ok(message::NextEventsResponse {
+            events: events.into_iter().map(convert::event).collect(),
+            lost,
+            ..Default::default()
+        })
+    }
+
     async fn container_stats(
         &self,
         _: &TtrpcContext,
@@ -294,21 +351,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<message::ContainerStatsResponse> {
         answer(async {
             let id = ContainerId::parse(&request.container_id)?;
-            let stats = self.containers.stats(&id)?;
-            Ok(message::ContainerStatsResponse {
-                memory_current_bytes: stats.memory_current_bytes,
-                memory_peak_bytes: stats.memory_peak_bytes,
-                memory_max_bytes: stats.memory_max_bytes,
-                cpu_usage_us: stats.cpu_usage_us,
-                cpu_user_us: stats.cpu_user_us,
-                cpu_system_us: stats.cpu_system_us,
-                cpu_throttled_us: stats.cpu_throttled_us,
-                pids_current: stats.pids_current,
-                io_read_bytes: stats.io_read_bytes,
-                io_written_bytes: stats.io_written_bytes,
-                oom_kills: stats.oom_kills,
-                ..Default::default()
-            })
+            Ok(convert::stats(self.containers.stats(&id)?))
         })
         .await
     }
@@ -320,8 +363,15 @@ impl Agent for Service {
     ) -> ttrpc::Result<message::ListProcessesResponse> {
         answer(async {
             let id = ContainerId::parse(&request.container_id)?;
+            let pids = self.containers.processes(&id)?;
+            let processes = if request.details {
+                Containers::details(&pids)
+            } else {
+                Vec::new()
+            };
             Ok(message::ListProcessesResponse {
-                pids: self.containers.processes(&id)?,
+                pids,
+                processes: processes.into_iter().map(convert::details).collect(),
                 ..Default::default()
             })
         })
@@ -385,33 +435,4 @@ fn names(container: &str, exec: &str) -> Result<(ContainerId, Option<ExecId>), E
         ContainerId::parse(container)?,
         ExecId::parse_optional(exec)?,
     ))
-}
-
-fn streams(streams: Option<&message::Streams>) -> StreamIds {
-    let id = |number: u64| StreamId::from_bytes(number.to_le_bytes());
-    streams.map_or_else(StreamIds::default, |streams| StreamIds {
-        stdin: id(streams.stdin),
-        stdout: id(streams.stdout),
-        stderr: id(streams.stderr),
-    })
-}
-
-fn source(root: Option<message::RootFilesystem>) -> Result<Source, Error> {
-    match root.and_then(|root| root.source) {
-        Some(root_filesystem::Source::Path(path)) => Ok(Source::Directory(path)),
-        Some(root_filesystem::Source::Block(block)) => Ok(Source::Block {
-            device: block.device,
-            filesystem: block.filesystem,
-            overlay: block.overlay,
-        }),
-        Some(_) | None => Err(Error::NoRoot),
-    }
-}
-
-fn shared(shared: message::SharedDirectory) -> guest::SharedDirectory {
-    guest::SharedDirectory {
-        tag: shared.tag,
-        mount_point: shared.mount_point,
-        read_only: shared.read_only,
-    }
 }
