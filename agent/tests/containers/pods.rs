@@ -103,7 +103,7 @@ async fn containers_share_the_pods_ipc_uts_and_shm(guest: &Guest) {
             .await,
         "shared\n65536\n"
     );
-    assert_eq!(guest.sh_in("b", "ps | grep -c sleep").await, "2\n");
+    assert_eq!(guest.sh_in("b", "pidof sleep | wc -w").await, "1\n");
 }
 
 async fn containers_that_share_the_pods_pids_see_each_other(guest: &Guest) {
@@ -168,7 +168,7 @@ async fn a_container_joins_the_namespaces_of_another(guest: &Guest) {
         guest.sh_in("a", namespaces).await,
         guest.sh_in("b", namespaces).await
     );
-    assert_eq!(guest.sh_in("a", "ps | grep -c 'sleep .000'").await, "2\n");
+    assert_eq!(guest.sh_in("a", "pidof sleep | wc -w").await, "2\n");
     guest.signal("a", 9, false).await.unwrap();
     assert_eq!(
         guest.wait("b", "").await.unwrap().exit_status,
