@@ -1,20 +1,20 @@
-//! The sandbox's recipe against a stand-in for the VMM, see
+//! The recipes of sandbox and pod against a stand-in for the VMM, see
 //! `examples/stand_in_vmm.rs`: what works, and that whatever fails leaves
 //! nothing behind.
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use shim::{
     bundle::Bundle,
-    container::{self, Wiring},
     id::{ContainerId, Namespace},
-    sandbox::{Error, Files, Plan, Sandbox, Size, Trace, open_directory},
+    pod::{self, Event, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
+    sandbox::{Error, Files, Plan, Purpose, Sandbox, Size, Trace},
 };
 
 /// The tests look at this process's children, so they take turns.
@@ -49,7 +49,6 @@ impl Host {
     }
 
     fn plan(&self) -> Plan {
-        let root = open_directory(&self.path("bundle/rootfs")).expect("opened");
         Plan {
             state_root: self.path("state"),
             namespace: Namespace::parse("default").expect("a name"),
@@ -64,10 +63,7 @@ impl Host {
                 cpus: 1,
                 memory_mib: 64,
             },
-            root: Some(shim::sandbox::Share {
-                directory: root,
-                read_only: true,
-            }),
+            purpose: Purpose::Containers,
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
         }
@@ -75,6 +71,24 @@ impl Host {
 
     async fn start(&self) -> Result<Sandbox, Error> {
         Sandbox::start(self.plan(), &Trace::start()).await
+    }
+
+    async fn pod(&self) -> Arc<Pod> {
+        let pod = Pod::start(self.plan(), &Trace::start()).await;
+        pod.expect("started")
+    }
+
+    /// A container in which the stand-in does as `args` say.
+    fn container(&self, name: &str, args: &[&str], stdio: Stdio) -> NewContainer {
+        NewContainer {
+            id: ContainerId::parse(name).expect("a name"),
+            bundle: self.bundle(args),
+            root: Root::Bundle,
+            stdio,
+            terminal_size: None,
+            pid: None,
+            placeholder: false,
+        }
     }
 
     fn bundle(&self, args: &[&str]) -> Bundle {
@@ -92,6 +106,9 @@ impl Host {
     fn assert_nothing_is_left(&self) {
         let left: Vec<_> = walk(&self.path("state/default"));
         assert!(left.is_empty(), "{left:?}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let ours = self.directory.path().to_string_lossy().into_owned();
+        assert!(!mounts.contains(&ours), "{mounts}");
         assert_eq!(children(), "");
     }
 }
@@ -120,25 +137,25 @@ fn children() -> String {
     tasks.flatten().filter_map(|task| of(task).ok()).collect()
 }
 
-async fn run(sandbox: &Sandbox, bundle: &Bundle, wiring: Wiring) -> Result<u8, container::Error> {
-    let configured = async { sandbox.configure().await.map_err(container::Error::from) };
-    let spec = bundle.for_guest(None);
-    let name = id();
-    let created = container::create(sandbox, &name, &spec, wiring);
-    let (_, created) = tokio::try_join!(configured, created)?;
-    let running = created.start().await?;
-    let status = running.wait().await?;
-    running.drained().await;
-    Ok(status)
+async fn run(pod: &Pod, new: NewContainer) -> Result<u32, pod::Error> {
+    let first = ProcessId::first(new.id.clone());
+    pod.create(new).await?;
+    pod.start_process(&first).await?;
+    Ok(pod.wait(&first).await?.status)
+}
+
+fn first() -> ProcessId {
+    ProcessId::first(id())
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_container_runs_and_its_status_is_the_processs() {
     let host = Host::with("boot");
-    let sandbox = host.start().await.expect("started");
-    let status = run(&sandbox, &host.bundle(&["exit", "7"]), Wiring::none()).await;
-    assert_eq!(status.expect("ran"), 7);
-    drop(sandbox);
+    let pod = host.pod().await;
+    let new = host.container("web", &["exit", "7"], Stdio::null());
+    assert_eq!(run(&pod, new).await.expect("ran"), 7);
+    pod.shutdown().await;
+    drop(pod);
     host.assert_nothing_is_left();
 }
 
@@ -155,54 +172,148 @@ async fn bytes_go_through_the_guest_and_come_back() {
         std::io::Read::read_to_end(&mut result, &mut bytes).map(|_| bytes)
     });
 
-    let sandbox = host.start().await.expect("started");
-    let wiring = Wiring::of(Some(input.as_fd()), Some(output.as_fd()), None).expect("wired");
-    drop((OwnedFd::from(input), OwnedFd::from(output)));
-    let status = run(&sandbox, &host.bundle(&["cat"]), wiring).await;
+    let pod = host.pod().await;
+    let stdio = Stdio {
+        stdin: Some(OwnedFd::from(input)),
+        stdout: Some(OwnedFd::from(output)),
+        stderr: None,
+    };
+    let status = run(&pod, host.container("web", &["cat"], stdio)).await;
     assert_eq!(status.expect("ran"), 0);
+    pod.delete(&first(), false).await.expect("deleted");
     feeder.join().expect("joined").expect("written");
     assert!(reader.join().expect("joined").expect("read") == expected);
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_signal_reaches_the_process() {
+async fn a_container_goes_through_its_life_and_tells_of_it_in_order() {
     let host = Host::with("boot");
-    let sandbox = host.start().await.expect("started");
-    sandbox.configure().await.expect("configured");
-    let spec = host.bundle(&["wait"]).for_guest(None);
-    let created = container::create(&sandbox, &id(), &spec, Wiring::none()).await;
-    let running = created.expect("made").start().await.expect("runs");
-    running.signal(15).await.expect("sent");
-    assert_eq!(running.wait().await.expect("ended"), 143);
+    let pod = host.pod().await;
+    let mut events = pod.events();
+    let new = host.container("web", &["wait"], Stdio::null());
+    pod.create(new).await.expect("made");
+    let status = || pod.state(&first()).map(|state| state.status.word());
+    assert_eq!(status().expect("there"), "created");
+    pod.start_process(&first()).await.expect("runs");
+    assert_eq!(status().expect("there"), "running");
+
+    let twice = pod.start_process(&first()).await.expect_err("refused");
+    assert_eq!(twice.kind(), Kind::State);
+    let early = pod.delete(&first(), false).await.expect_err("refused");
+    assert!(
+        early.to_string().contains("not stopped: running"),
+        "{early}"
+    );
+    let taken = host.container("web", &["wait"], Stdio::null());
+    let taken = pod.create(taken).await.expect_err("refused");
+    assert_eq!(taken.kind(), Kind::Exists);
+
+    pod.kill(&first(), 15, false).await.expect("sent");
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 143);
+    assert_eq!(status().expect("there"), "stopped");
+    let late = pod.kill(&first(), 15, false).await.expect_err("refused");
+    assert_eq!(late.to_string(), "container not running");
+    let exit = pod.delete(&first(), false).await.expect("deleted");
+    assert_eq!(exit.status, 143);
+    let gone = pod.delete(&first(), true).await.expect_err("gone");
+    assert_eq!(gone.to_string(), "container does not exist");
+
+    let names = std::iter::from_fn(|| events.try_recv().ok()).map(|event| match event {
+        Event::Create { .. } => "create",
+        Event::Start { .. } => "start",
+        Event::Exit { exit, .. } if exit.status == 143 => "exit",
+        Event::Delete { .. } => "delete",
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        ["create", "start", "exit", "delete"]
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn two_containers_of_a_pod_live_and_end_apart() {
+    let host = Host::with("boot");
+    let pod = host.pod().await;
+    let other = ProcessId::first(ContainerId::parse("other").expect("a name"));
+    for name in ["web", "other"] {
+        let new = host.container(name, &["wait"], Stdio::null());
+        pod.create(new).await.expect("made");
+    }
+    pod.start_process(&first()).await.expect("runs");
+    pod.start_process(&other).await.expect("runs");
+    pod.kill(&first(), 9, true).await.expect("killed");
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 137);
+    assert_eq!(pod.state(&other).expect("there").status, Status::Running);
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_volume_of_the_host_is_in_the_shared_tree_and_leaves_with_its_container() {
+    let host = Host::with("boot");
+    let pod = host.pod().await;
+    fs::create_dir_all(host.path("volume")).expect("made");
+    fs::write(host.path("volume/hello"), "you").expect("written");
+    fs::write(host.path("bundle/rootfs/file"), "root").expect("written");
+    let mut new = host.container("web", &["wait"], Stdio::null());
+    let config = host.path("bundle/config.json");
+    let text = fs::read_to_string(&config).expect("read");
+    let mut spec: serde_json::Value = serde_json::from_str(&text).expect("json");
+    spec["mounts"] = serde_json::json!([
+        {"destination": "/v", "type": "bind", "source": host.path("volume"), "options": ["ro"]}
+    ]);
+    fs::write(&config, spec.to_string()).expect("written");
+    new.bundle = Bundle::load(&host.path("bundle")).expect("loaded");
+    pod.create(new).await.expect("made");
+
+    let shared = pod.sandbox().path().join("shared");
+    let read = |name: &str| fs::read_to_string(shared.join(name));
+    assert_eq!(read("0/rootfs/file").expect("there"), "root");
+    assert_eq!(read("0/mounts/0/hello").expect("there"), "you");
+    let write = |name: &str| fs::write(shared.join(name), "").map_err(|error| error.kind());
+    let read_only = Err(std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(write("0/mounts/0/new"), read_only);
+    assert_eq!(write("new"), read_only);
+    assert_eq!(write("0/rootfs/new"), Ok(()));
+
+    pod.delete(&first(), true).await.expect("deleted");
+    assert!(!shared.join("0").exists());
+    assert!(host.path("volume/hello").exists());
+    assert!(host.path("bundle/rootfs/file").exists());
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
+    assert!(host.path("bundle/rootfs/new").exists());
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_missing_and_a_forbidden_program_have_their_status_and_harmless_words() {
     let host = Host::with("boot");
-    let sandbox = host.start().await.expect("started");
-    let error = run(&sandbox, &host.bundle(&["missing"]), Wiring::none()).await;
+    let pod = host.pod().await;
+    let error = run(&pod, host.container("web", &["missing"], Stdio::null())).await;
     let error = error.expect_err("refused");
-    assert_eq!(error.exit_status(), 127);
+    assert_eq!(error.kind().exit_status(), 127);
     assert!(
         error.to_string().contains("no such\\u{1b}[2J file"),
         "{error}"
     );
-    drop(sandbox);
-
-    let sandbox = host.start().await.expect("started");
-    let error = run(&sandbox, &host.bundle(&["forbidden"]), Wiring::none()).await;
-    assert_eq!(error.expect_err("refused").exit_status(), 126);
-    drop(sandbox);
+    let error = run(&pod, host.container("x", &["forbidden"], Stdio::null())).await;
+    assert_eq!(error.expect_err("refused").kind().exit_status(), 126);
+    pod.shutdown().await;
+    drop(pod);
     host.assert_nothing_is_left();
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn the_trace_of_a_start_has_its_steps_in_order() {
     let host = Host::with("boot");
-    let sandbox = host.start().await.expect("started");
-    run(&sandbox, &host.bundle(&["exit", "0"]), Wiring::none())
+    let pod = host.pod().await;
+    run(&pod, host.container("web", &["exit", "0"], Stdio::null()))
         .await
         .expect("ran");
+    let sandbox = pod.sandbox();
     sandbox.save_trace().expect("saved");
     let saved = fs::read_to_string(sandbox.path().join("trace.json")).expect("read");
     let names = [
@@ -211,8 +322,8 @@ async fn the_trace_of_a_start_has_its_steps_in_order() {
         "kernel booted",
         "agent ready",
         "agent connected",
-        "guest configured",
         "container created",
+        "guest configured",
         "process executed",
     ];
     let record = sandbox.trace().record();
@@ -274,8 +385,8 @@ async fn a_guest_with_another_agent_is_refused() {
 #[tokio::test(flavor = "current_thread")]
 async fn the_death_of_the_vmm_ends_a_call_at_once_with_its_reason() {
     let host = Host::with("boot then exit");
-    let sandbox = host.start().await.expect("started");
-    let error = run(&sandbox, &host.bundle(&["exit", "0"]), Wiring::none()).await;
+    let pod = host.pod().await;
+    let error = run(&pod, host.container("web", &["exit", "0"], Stdio::null())).await;
     let error = error.expect_err("failed");
     assert!(
         error
@@ -283,25 +394,37 @@ async fn the_death_of_the_vmm_ends_a_call_at_once_with_its_reason() {
             .contains("creating the container: the VMM failed: as the script says"),
         "{error}"
     );
-    assert_eq!(error.exit_status(), 125);
-    drop(sandbox);
+    assert_eq!(error.kind(), Kind::Dead);
+    pod.shutdown().await;
+    drop(pod);
     host.assert_nothing_is_left();
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_vmm_that_is_killed_ends_the_wait_for_the_process() {
+async fn a_vmm_that_is_killed_ends_all_waits_with_a_status_and_the_rest_still_answers() {
     let host = Host::with("boot");
-    let sandbox = host.start().await.expect("started");
-    let vmm = nix::unistd::Pid::from_raw(sandbox.vmm_pid() as i32);
-    let bundle = host.bundle(&["wait"]);
-    let killing = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).expect("killed");
-    };
-    let (status, ()) = tokio::join!(run(&sandbox, &bundle, Wiring::none()), killing);
-    let error = status.expect_err("failed").to_string();
-    assert!(error.contains("the VMM was killed by signal 9"), "{error}");
-    drop(sandbox);
+    let pod = host.pod().await;
+    let mut events = pod.events();
+    let new = host.container("web", &["wait"], Stdio::null());
+    pod.create(new).await.expect("made");
+    pod.start_process(&first()).await.expect("runs");
+    let vmm = nix::unistd::Pid::from_raw(pod.sandbox().vmm_pid() as i32);
+    nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).expect("killed");
+
+    let ended = tokio::time::timeout(Duration::from_secs(1), pod.wait(&first())).await;
+    assert_eq!(ended.expect("in time").expect("ended").status, 137);
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    assert!(
+        told.into_iter()
+            .any(|event| matches!(event, Event::Exit { .. }))
+    );
+    let state = pod.state(&first()).expect("there");
+    assert_eq!(state.status.word(), "stopped");
+    let why = pod.sandbox().death("running").expect("dead").to_string();
+    assert!(why.contains("the VMM was killed by signal 9"), "{why}");
+    pod.delete(&first(), false).await.expect("deleted");
+    pod.shutdown().await;
+    drop(pod);
     host.assert_nothing_is_left();
 }
 

@@ -1,23 +1,41 @@
 //! The configuration as the guest's agent gets it: what the host does is taken
 //! out, paths become the guest's.
 
-use std::path::Path;
+use protocol::{Namespace, POD_SHM};
+use serde_json::{Map, Value, json};
 
-use oci_spec::runtime::Mount;
-use serde_json::{Value, json};
-
-use super::Bundle;
-use crate::sandbox::GUEST_ROOT;
+use super::{Bundle, Role, Source};
+use crate::id::ContainerId;
 
 /// `config.json`, rewritten for the guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestSpec(Value);
 
+/// Where in the guest what came from the host is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The root file system.
+    pub root: String,
+    /// Directories and files, by their number among the configuration's `mounts`.
+    pub volumes: Vec<(usize, String)>,
+}
+
 impl Bundle {
     /// The configuration for the guest. `terminal_size` is the terminal's columns and rows.
-    pub fn for_guest(&self, terminal_size: Option<(u16, u16)>) -> GuestSpec {
+    pub fn for_guest(&self, places: &Places, terminal_size: Option<(u16, u16)>) -> GuestSpec {
         let mut config = self.config.clone();
-        rewrite(&mut config, terminal_size);
+        rewrite(&mut config, places, terminal_size);
+        for volume in &self.volumes {
+            let source = match &volume.source {
+                Source::Memory { .. } => POD_SHM,
+                Source::Device { path } => path,
+                Source::Shared { .. } => continue,
+            };
+            config["mounts"][volume.index]["source"] = json!(source);
+        }
+        if let Role::Member { sandbox } = &self.role {
+            join(&mut config, sandbox);
+        }
         GuestSpec(config)
     }
 }
@@ -31,24 +49,22 @@ impl GuestSpec {
 
 /// Everything that is rewritten, and nothing else: properties that this version does not know
 /// stay as they are.
-fn rewrite(config: &mut Value, terminal_size: Option<(u16, u16)>) {
-    config["root"]["path"] = json!(GUEST_ROOT);
+fn rewrite(config: &mut Value, places: &Places, terminal_size: Option<(u16, u16)>) {
+    config["root"]["path"] = json!(places.root);
+    for (index, path) in &places.volumes {
+        config["mounts"][index]["source"] = json!(path);
+    }
     let Some(object) = config.as_object_mut() else {
         return;
     };
-    // They run on the host.
-    object.remove("hooks");
-    if let Some(process) = object.get_mut("process").and_then(Value::as_object_mut) {
-        // Profiles of the host's security modules, which the guest's kernel does not have: the
-        // virtual machine stands in their place.
-        process.remove("apparmorProfile");
-        process.remove("selinuxLabel");
-        if let Some((width, height)) = terminal_size {
-            process.insert(
-                "consoleSize".to_owned(),
-                json!({"height": height, "width": width}),
-            );
+    if let Some(hooks) = object.get_mut("hooks").and_then(Value::as_object_mut) {
+        // They run on the host.
+        for hook in ["prestart", "createRuntime", "poststart", "poststop"] {
+            hooks.remove(hook);
         }
+    }
+    if let Some(process) = object.get_mut("process").and_then(Value::as_object_mut) {
+        process_for_guest(process, terminal_size);
     }
     if let Some(linux) = object.get_mut("linux").and_then(Value::as_object_mut) {
         linux.remove("mountLabel");
@@ -59,15 +75,36 @@ fn rewrite(config: &mut Value, terminal_size: Option<(u16, u16)>) {
     }
 }
 
-/// Whether a mount takes a file or directory of the host.
-pub(super) fn is_host_bind(mount: &Mount) -> bool {
-    let by_type = mount.typ().as_deref() == Some("bind");
-    let options = mount.options().as_deref().unwrap_or_default();
-    let by_option = options
-        .iter()
-        .any(|option| option == "bind" || option == "rbind");
-    let source = mount.source().as_deref();
-    (by_type || by_option) && source.is_some_and(Path::is_absolute)
+/// A process as the guest's agent gets it.
+pub(crate) fn process_for_guest(
+    process: &mut Map<String, Value>,
+    terminal_size: Option<(u16, u16)>,
+) {
+    // Profiles of the host's security modules, which the guest's kernel does not have: the
+    // virtual machine stands in their place.
+    process.remove("apparmorProfile");
+    process.remove("selinuxLabel");
+    if let Some((width, height)) = terminal_size {
+        process.insert(
+            "consoleSize".to_owned(),
+            json!({"height": height, "width": width}),
+        );
+    }
+}
+
+/// The namespaces that a member joins by paths of the host are its sandbox's in the guest.
+fn join(config: &mut Value, sandbox: &ContainerId) {
+    let namespaces = config["linux"]["namespaces"].as_array_mut();
+    for namespace in namespaces.into_iter().flatten() {
+        let kind = namespace["type"].as_str().unwrap_or_default().to_owned();
+        let joined = namespace["path"]
+            .as_str()
+            .is_some_and(|path| !path.is_empty());
+        if joined {
+            let id = sandbox.as_str();
+            namespace["path"] = json!(Namespace::Container { id, kind: &kind }.to_string());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -75,8 +112,15 @@ mod tests {
     use super::*;
 
     fn rewritten(mut config: Value) -> Value {
-        rewrite(&mut config, None);
+        rewrite(&mut config, &places(), None);
         config
+    }
+
+    fn places() -> Places {
+        Places {
+            root: "/run/bulkhead/shared/0/rootfs".to_owned(),
+            volumes: Vec::new(),
+        }
     }
 
     #[test]
@@ -84,7 +128,7 @@ mod tests {
         let config = rewritten(json!({"root": {"path": "rootfs", "readonly": true}}));
         assert_eq!(
             config,
-            json!({"root": {"path": "/run/bulkhead/root", "readonly": true}})
+            json!({"root": {"path": "/run/bulkhead/shared/0/rootfs", "readonly": true}})
         );
     }
 
@@ -107,20 +151,49 @@ mod tests {
     fn profiles_and_hooks_of_the_host_are_taken_out() {
         let config = rewritten(json!({
             "root": {},
-            "hooks": {"prestart": []},
+            "hooks": {"prestart": [], "createContainer": []},
             "process": {"apparmorProfile": "p", "selinuxLabel": "l", "cwd": "/"},
             "linux": {"mountLabel": "l"}
         }));
         assert_eq!(
             config,
-            json!({"root": {"path": GUEST_ROOT}, "process": {"cwd": "/"}, "linux": {}})
+            json!({
+                "root": {"path": places().root},
+                "hooks": {"createContainer": []},
+                "process": {"cwd": "/"},
+                "linux": {}
+            })
         );
+    }
+
+    #[test]
+    fn volumes_have_the_guests_paths() {
+        let mut config = json!({"root": {}, "mounts": [{"source": "proc"}, {"source": "/srv"}]});
+        let places = Places {
+            volumes: vec![(1, "/run/bulkhead/shared/0/mounts/1".to_owned())],
+            ..places()
+        };
+        rewrite(&mut config, &places, None);
+        let expected = json!([{"source": "proc"}, {"source": "/run/bulkhead/shared/0/mounts/1"}]);
+        assert_eq!(config["mounts"], expected);
+    }
+
+    #[test]
+    fn a_member_joins_its_sandbox_in_the_guest() {
+        let mut config = json!({"linux": {"namespaces": [
+            {"type": "ipc", "path": "/proc/77/ns/ipc"}, {"type": "pid"}
+        ]}});
+        join(&mut config, &ContainerId::parse("pause").expect("a name"));
+        let expected = json!([
+            {"type": "ipc", "path": "/run/bulkhead/containers/pause/ns/ipc"}, {"type": "pid"}
+        ]);
+        assert_eq!(config["linux"]["namespaces"], expected);
     }
 
     #[test]
     fn a_terminals_size_reaches_the_process() {
         let mut config = json!({"root": {}, "process": {"terminal": true}});
-        rewrite(&mut config, Some((120, 40)));
+        rewrite(&mut config, &places(), Some((120, 40)));
         assert_eq!(
             config["process"]["consoleSize"],
             json!({"width": 120, "height": 40})

@@ -17,12 +17,21 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 
 mod guest;
+mod role;
 mod size;
+mod volume;
 
-pub use guest::GuestSpec;
+pub(crate) use guest::process_for_guest;
+pub use guest::{GuestSpec, Places};
+pub use role::Role;
 pub use size::{Error as SizeError, Request as SizeRequest, size};
+pub use volume::{Source, Volume};
 
-use crate::{sandbox::Share, text::printable};
+use crate::{
+    id,
+    sandbox::{Given, ReadOnly},
+    text::printable,
+};
 
 /// The longest `config.json` that is read.
 const CONFIG_MAX: u64 = 2 << 20;
@@ -95,6 +104,25 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A volume that is not there, or none that a guest can have.
+    #[error("error mounting {source_path:?} to rootfs at {destination:?}: {problem}")]
+    Volume {
+        /// The host's path.
+        source_path: PathBuf,
+        /// The container's.
+        destination: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An annotation names a sandbox that cannot be one.
+    #[error("the annotation {key} names no sandbox")]
+    Sandbox {
+        /// The annotation.
+        key: &'static str,
+        /// What is wrong with the name.
+        #[source]
+        source: id::Error,
+    },
     /// Something that cannot be done for a guest yet.
     #[error("{what} is not supported: {advice}")]
     Unsupported {
@@ -108,9 +136,13 @@ pub enum Error {
 /// A bundle that can be run.
 #[derive(Debug)]
 pub struct Bundle {
+    path: PathBuf,
     config: Value,
     spec: Spec,
+    root_path: PathBuf,
     root: OwnedFd,
+    role: Role,
+    volumes: Vec<Volume>,
 }
 
 impl Bundle {
@@ -133,18 +165,53 @@ impl Bundle {
         let args = process.args().as_ref().filter(|args| !args.is_empty());
         args.ok_or(missing("process.args"))?;
         let root = spec.root().as_ref().ok_or(missing("root"))?;
-        supported(&spec)?;
+        let role = Role::of(&spec)?;
+        supported(&spec, &role)?;
         let root_path = path.join(root.path());
         let root = crate::sandbox::open_directory(&root_path).map_err(|source| Error::Root {
-            path: root_path,
+            path: root_path.clone(),
             source,
         })?;
-        Ok(Self { config, spec, root })
+        let volumes = volume::of(&spec, &path)?;
+        Ok(Self {
+            path,
+            config,
+            spec,
+            root_path,
+            root,
+            role,
+            volumes,
+        })
+    }
+
+    /// Where it lies: an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where its root file system lies.
+    pub fn root_path(&self) -> &Path {
+        &self.root_path
     }
 
     /// The configuration, typed.
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// The configuration as it was read.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// What the container is in its pod.
+    pub fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// What of the host is mounted in the container.
+    pub fn volumes(&self) -> &[Volume] {
+        &self.volumes
     }
 
     /// Whether the process is to have a terminal.
@@ -153,20 +220,25 @@ impl Bundle {
         process.and_then(|process| process.terminal()) == Some(true)
     }
 
-    /// The root file system for the guest.
+    /// The root file system, opened.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// How the root file system is given to the guest.
     ///
-    /// A read-only root is shared read-only, so that even the guest's kernel cannot write to it,
+    /// A read-only root is given read-only, so that even the guest's kernel cannot write to it,
     /// where nothing is missing in it that a container needs to be mounted on.
-    ///
-    /// # Errors
-    /// When there is no descriptor left.
-    pub fn share(&self) -> io::Result<Share> {
+    pub fn given(&self) -> Given {
         let root = self.spec.root().as_ref();
         let read_only = root.and_then(|root| root.readonly()) == Some(true);
-        Ok(Share {
-            read_only: read_only && self.missing_places().is_empty(),
-            directory: self.root.try_clone()?,
-        })
+        Given {
+            recursive: true,
+            read_only: match read_only && self.missing_places().is_empty() {
+                true => ReadOnly::All,
+                false => ReadOnly::No,
+            },
+        }
     }
 
     /// The mount points and the working directory that are not in the root file system.
@@ -248,17 +320,8 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Value, Spec), Error> {
 }
 
 /// Refuses what would need the host's side and is not there yet, rather than to run without it.
-fn supported(spec: &Spec) -> Result<(), Error> {
+fn supported(spec: &Spec, role: &Role) -> Result<(), Error> {
     let unsupported = |what: String, advice| Err(Error::Unsupported { what, advice });
-    for mount in spec.mounts().iter().flatten() {
-        if guest::is_host_bind(mount) {
-            let source = mount.source().clone().unwrap_or_default();
-            return unsupported(
-                format!("the bind mount of {source:?} at {:?}", mount.destination()),
-                "directories of the host other than the root file system are not shared yet; remove it from `mounts`",
-            );
-        }
-    }
     if let Some(hooks) = spec.hooks()
         && *hooks != oci_spec::runtime::Hooks::default()
     {
@@ -269,6 +332,9 @@ fn supported(spec: &Spec) -> Result<(), Error> {
         .as_ref()
         .and_then(|linux| linux.namespaces().as_ref());
     let namespaces = namespaces.map(Vec::as_slice).unwrap_or_default();
+    if matches!(role, Role::Member { .. }) {
+        return Ok(());
+    }
     for namespace in namespaces {
         if namespace
             .path()

@@ -4,6 +4,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Mutex,
 };
 
 use nix::sys::stat::{SFlag, fstat, major, minor};
@@ -32,7 +33,7 @@ struct Wire {
 }
 
 /// Connected streams that carry nothing yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Streams {
     input: Option<(OwnedFd, UnixStream)>,
     outputs: Vec<(UnixStream, OwnedFd)>,
@@ -40,8 +41,8 @@ pub struct Streams {
 
 /// Streams under way. Dropping it ends them.
 #[derive(Debug)]
-pub(super) struct Running {
-    _input: Option<Pump>,
+pub(crate) struct Pumps {
+    input: Mutex<Option<Pump>>,
     outputs: Vec<Pump>,
 }
 
@@ -84,7 +85,7 @@ impl Wiring {
     }
 
     /// The streams' names for the agent.
-    pub(super) fn names(&self) -> agent::Streams {
+    pub(crate) fn names(&self) -> agent::Streams {
         let name = |wire: &Option<Wire>| wire.as_ref().map_or(0, |wire| wire.id.0);
         agent::Streams {
             stdin: name(&self.stdin),
@@ -95,7 +96,7 @@ impl Wiring {
     }
 
     /// Connects all of them at once.
-    pub(super) async fn open(self, sandbox: &Sandbox) -> Result<Streams, sandbox::Error> {
+    pub(crate) async fn open(self, sandbox: &Sandbox) -> Result<Streams, sandbox::Error> {
         let (stdin, stdout, stderr) = tokio::try_join!(
             connect(self.stdin, sandbox),
             connect(self.stdout, sandbox),
@@ -111,7 +112,7 @@ impl Wiring {
 
 impl Streams {
     /// Begins to relay.
-    pub(super) fn relay(self) -> io::Result<Running> {
+    pub(crate) fn relay(self) -> io::Result<Pumps> {
         let pumps = self.outputs.into_iter().map(|(guest, fd)| {
             let guest = OwnedFd::from(guest.into_std()?);
             Pump::start("stdout", guest, fd)
@@ -121,16 +122,22 @@ impl Streams {
             let guest = OwnedFd::from(guest.into_std()?);
             Pump::start("stdin", fd, guest)
         });
-        Ok(Running {
-            _input: input.transpose()?,
+        Ok(Pumps {
+            input: Mutex::new(input.transpose()?),
             outputs,
         })
     }
 }
 
-impl Running {
+impl Pumps {
+    /// Ends the input.
+    pub(crate) fn close_input(&self) {
+        let input = self.input.lock().map(|mut input| input.take());
+        drop(input);
+    }
+
     /// Waits until all output was written.
-    pub(super) async fn drained(&self) {
+    pub(crate) async fn drained(&self) {
         for output in &self.outputs {
             output.ended().await;
         }

@@ -9,10 +9,7 @@ use vmm::{
     launch::Launch,
 };
 
-use super::Resources;
-
-/// The tag of the directory with the container's root file system.
-pub const ROOT_TAG: &str = "root";
+use super::{Resources, shared};
 
 /// The guest's vsock address; every guest has the same, each has its own host side.
 const GUEST_CID: u32 = 3;
@@ -32,15 +29,6 @@ pub struct Size {
     pub memory_mib: u64,
 }
 
-/// A directory that is shared with the guest.
-#[derive(Debug)]
-pub struct Share {
-    /// The directory, opened.
-    pub directory: OwnedFd,
-    /// Whether the guest may only read it.
-    pub read_only: bool,
-}
-
 /// The host's ends of what the machine is wired to, and the descriptors it is made from.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -48,7 +36,8 @@ pub(super) struct Parts {
     pub(super) console: OwnedFd,
     pub(super) vsock: OwnedFd,
     pub(super) ready: OwnedFd,
-    pub(super) root: Option<Share>,
+    /// The top of the shared tree.
+    pub(super) shared: Option<OwnedFd>,
 }
 
 /// Gives the parts to `launch` and returns the configuration that names them.
@@ -61,11 +50,11 @@ pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig
             socket: launch.pass(parts.ready),
         }],
     }];
-    if let Some(root) = parts.root {
+    if let Some(directory) = parts.shared {
         devices.push(DeviceConfig::Fs {
-            tag: ROOT_TAG.to_owned(),
-            directory: launch.pass(root.directory),
-            read_only: root.read_only,
+            tag: shared::TAG.to_owned(),
+            directory: launch.pass(directory),
+            read_only: false,
         });
     }
     devices.push(DeviceConfig::Rng {

@@ -13,6 +13,7 @@ use std::{
     io,
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,13 +28,15 @@ mod agent;
 pub mod console;
 mod machine;
 mod resources;
+mod shared;
 mod state;
 mod trace;
 mod vmm;
 
 pub use console::Console;
-pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, ROOT_TAG, Share, Size, cmdline};
+pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Size, cmdline};
 pub use resources::{Error as ResourceError, Files, Resources, open_directory, open_kvm};
+pub use shared::{Error as SharedError, Given, Place, ReadOnly, SharedTree};
 pub use state::{Error as StateError, Made, StateDir};
 pub use trace::{Record, Span, Trace};
 pub use vmm::Death;
@@ -44,9 +47,6 @@ use crate::{
     sys,
     text::printable,
 };
-
-/// Where the guest mounts the container's root file system.
-pub const GUEST_ROOT: &str = "/run/bulkhead/root";
 
 /// How long one call to a running agent may take.
 const CALL: Duration = Duration::from_secs(30);
@@ -73,12 +73,21 @@ pub struct Plan {
     pub files: Files,
     /// How large it is.
     pub size: Size,
-    /// The container's root file system; a guest without one can be probed.
-    pub root: Option<Share>,
+    /// What for.
+    pub purpose: Purpose,
     /// The guest's host name.
     pub hostname: String,
     /// How long the guest may take to boot.
     pub deadline: Duration,
+}
+
+/// What a sandbox is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To see whether a guest comes up: it shares nothing with the host.
+    Probe,
+    /// Containers, whose files come by the shared tree.
+    Containers,
 }
 
 /// A running virtual machine whose agent answers. Dropping it ends the machine and removes what
@@ -87,11 +96,11 @@ pub struct Sandbox {
     agent: AgentClient,
     vmm: Vmm,
     console: Console,
+    tree: Option<Arc<SharedTree>>,
     state: StateDir,
     trace: Trace,
     size: Size,
     hostname: String,
-    share_read_only: Option<bool>,
     /// When the guest's clock began, on the trace's.
     guest_epoch_ns: u64,
 }
@@ -105,6 +114,9 @@ pub enum Error {
     /// Something it is made from is missing.
     #[error(transparent)]
     Resources(#[from] ResourceError),
+    /// The tree of files that it shares with the host.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
     /// The host ran out of something.
     #[error("cannot make {what} for the virtual machine")]
     Make {
@@ -158,10 +170,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The agent did not answer in time.
-    #[error("the guest's agent did not answer within {} s while {doing}", CALL.as_secs())]
+    #[error("the guest's agent did not answer within {seconds} s while {doing}")]
     CallDeadline {
         /// What was being done.
         doing: &'static str,
+        /// The deadline.
+        seconds: u64,
     },
     /// The agent refused.
     #[error("{message}")]
@@ -201,7 +215,11 @@ impl Sandbox {
         let console = Console::new().map_err(make("the console's ring"))?;
         let vsock = state.listen(VSOCK)?;
         let (ready, theirs) = StdUnixStream::pair().map_err(make("a socket pair"))?;
-        let share_read_only = plan.root.as_ref().map(|root| root.read_only);
+        let tree = match plan.purpose {
+            Purpose::Containers => Some(SharedTree::make(&state)?),
+            Purpose::Probe => None,
+        };
+        let top = tree.as_ref().map(|tree| tree.for_vmm()).transpose();
 
         let mut launch =
             ::vmm::launch::Launch::new(resources.vmm.try_clone().map_err(make("a descriptor"))?);
@@ -209,7 +227,7 @@ impl Sandbox {
             console: console.for_vmm().map_err(make("a descriptor"))?,
             vsock: vsock.into(),
             ready: theirs.into(),
-            root: plan.root,
+            shared: top.map_err(make("a descriptor"))?,
             resources,
         };
         let config = machine::compose(&mut launch, plan.size, parts);
@@ -235,11 +253,11 @@ impl Sandbox {
             agent,
             vmm,
             console,
+            tree,
             state,
             trace: trace.clone(),
             size: plan.size,
             hostname: plan.hostname,
-            share_read_only,
             guest_epoch_ns,
         })
     }
@@ -267,13 +285,12 @@ impl Sandbox {
     }
 
     fn shared_directories(&self) -> Vec<SharedDirectory> {
-        let shared = |read_only| SharedDirectory {
-            tag: ROOT_TAG.to_owned(),
-            mount_point: GUEST_ROOT.to_owned(),
-            read_only,
+        let shared = |_: &Arc<SharedTree>| SharedDirectory {
+            tag: shared::TAG.to_owned(),
+            mount_point: shared::GUEST.to_owned(),
             ..Default::default()
         };
-        self.share_read_only.map(shared).into_iter().collect()
+        self.tree.as_ref().map(shared).into_iter().collect()
     }
 
     /// Calls the agent, which must answer soon. The death of the VMM ends the call at once.
@@ -285,9 +302,23 @@ impl Sandbox {
         doing: &'static str,
         call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
     ) -> Result<T, Error> {
-        timeout(CALL, self.wait(doing, call))
+        self.call_within(CALL, doing, call).await
+    }
+
+    /// As [`Sandbox::call`], with a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Sandbox::call`].
+    pub async fn call_within<T>(
+        &self,
+        deadline: Duration,
+        doing: &'static str,
+        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
+        let seconds = deadline.as_secs();
+        timeout(deadline, self.wait(doing, call))
             .await
-            .unwrap_or(Err(Error::CallDeadline { doing }))
+            .unwrap_or(Err(Error::CallDeadline { doing, seconds }))
     }
 
     /// Calls the agent for something that may take for ever. The death of the VMM ends the call
@@ -326,6 +357,48 @@ impl Sandbox {
         let path = self.state.short_path(VSOCK);
         let doing = "opening a standard stream";
         connected(&self.vmm, &self.console, doing, agent::stream(&path, id)).await
+    }
+
+    /// A place in the shared tree for one more container.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn place(&self) -> Result<Place, Error> {
+        let tree = self.tree.as_ref().ok_or_else(|| Error::Make {
+            what: "a container's place",
+            source: io::Error::other("the sandbox was started for a probe"),
+        })?;
+        Ok(tree.place()?)
+    }
+
+    /// Why the machine is not there any more while `doing` was done; nothing while it is.
+    pub fn death(&self, doing: &'static str) -> Option<Error> {
+        let over = self.vmm.has_ended();
+        over.then(|| death(doing, &self.vmm, &self.console))
+    }
+
+    /// Ends the machine at once, without waiting.
+    pub fn kill(&self) {
+        self.vmm.kill();
+    }
+
+    /// Waits for the machine's end.
+    pub async fn ended(&self) {
+        self.vmm.ended().await;
+    }
+
+    /// Ends the machine and removes what was made for it. Twice is as good as once.
+    pub fn end(&self) {
+        self.vmm.end();
+        if let Some(tree) = &self.tree {
+            tree.release();
+        }
+        self.state.remove();
+    }
+
+    /// Its directory, to note things in.
+    pub fn state(&self) -> &StateDir {
+        &self.state
     }
 
     /// Where its state lies.
@@ -428,7 +501,10 @@ async fn connected<T>(
         result = timeout(CALL, connection) => match result {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(source)) => Err(broken(doing, vmm, console, source).await),
-            Err(_) => Err(Error::CallDeadline { doing }),
+            Err(_) => Err(Error::CallDeadline {
+                doing,
+                seconds: CALL.as_secs(),
+            }),
         },
         () = vmm.ended() => Err(death(doing, vmm, console)),
     }

@@ -22,14 +22,19 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
+use super::shared;
 use crate::id::{ContainerId, Namespace};
 
 const JOURNAL: &str = "journal";
+
+/// How the names of directories begin that are being removed: no container's can.
+const GONE: &str = "~";
 
 /// Why there is no directory for a sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +77,11 @@ pub enum Made {
         /// Its name.
         name: &'static str,
     },
+    /// A mount in this directory.
+    Mount {
+        /// What it is mounted on.
+        name: &'static str,
+    },
     /// The VMM's process, which dies with the owner.
     Vmm,
 }
@@ -82,6 +92,7 @@ pub struct StateDir {
     path: PathBuf,
     directory: File,
     journal: Flock<File>,
+    removed: AtomicBool,
 }
 
 impl StateDir {
@@ -131,6 +142,7 @@ impl StateDir {
             path,
             directory,
             journal,
+            removed: AtomicBool::new(false),
         };
         state.record(&Made::Directory {
             owner: std::process::id(),
@@ -184,11 +196,21 @@ impl StateDir {
     }
 }
 
-impl Drop for StateDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+impl StateDir {
+    /// Removes it, unless that was done.
+    pub(super) fn remove(&self) {
+        if self.removed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the sandbox's directory stays behind");
         }
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 
@@ -211,7 +233,24 @@ fn undo_leftover(path: &Path, id: &ContainerId) -> Result<(), Error> {
         Err(error) => return Err(failed("open the journal of", path)(error)),
     }
     tracing::info!(path = %path.display(), "removing what a killed sandbox left");
-    fs::remove_dir_all(path).map_err(failed("remove what a killed sandbox left in", path))
+    remove(path).map_err(failed("remove what a killed sandbox left in", path))
+}
+
+/// Removes a sandbox's directory: its name is free at once. A mount that cannot be let go of is
+/// an error rather than a walk through what is mounted.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let shared = shared::release_leftover(path);
+    match fs::remove_dir(&shared) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let gone = path.with_file_name(format!("{GONE}{}-{count}", std::process::id()));
+    match fs::rename(path, &gone).and_then(|()| fs::remove_dir_all(&gone)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn private() -> DirBuilder {

@@ -9,6 +9,7 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::pipe2,
 };
 use tokio::io::unix::AsyncFd;
@@ -60,6 +61,29 @@ impl Vmm {
     /// Its pid.
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Ends it now and returns when it is over.
+    pub(super) fn end(&self) {
+        if let Err(error) = self.process.kill() {
+            tracing::warn!(%error, "the VMM cannot be killed");
+            return;
+        }
+        let mut ended = [PollFd::new(self.process.pidfd(), PollFlags::POLLIN)];
+        while poll(&mut ended, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+    }
+
+    /// Whether it is over.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut ended = [PollFd::new(self.process.pidfd(), PollFlags::POLLIN)];
+        poll(&mut ended, PollTimeout::ZERO) == Ok(1)
+    }
+
+    /// Ends it now.
+    pub(super) fn kill(&self) {
+        if let Err(error) = self.process.kill() {
+            tracing::warn!(%error, "the VMM cannot be killed");
+        }
     }
 
     /// Waits for its end.

@@ -8,7 +8,7 @@ use shim::{
     container::Signals,
     host::Host,
     id::{ContainerId, Namespace},
-    sandbox::{Plan, Sandbox, Size, Trace, open_kvm},
+    sandbox::{Plan, Purpose, Sandbox, Size, Trace, open_kvm},
     text,
 };
 use vmm::probe::{API_VERSION, Offer, Speed};
@@ -165,7 +165,7 @@ fn guest(global: &Global, args: &CheckArgs) -> anyhow::Result<Finding> {
             cpus: 1,
             memory_mib: MEMORY_MIB,
         },
-        root: None,
+        purpose: Purpose::Probe,
         hostname: "check".to_owned(),
         deadline: Duration::from_secs(args.files.start_timeout),
     };

@@ -50,6 +50,6 @@ fn exit_status(error: &anyhow::Error) -> u8 {
     if let Some(run::Interrupted(signal)) = error.downcast_ref() {
         return 128 + *signal as u8;
     }
-    let container = error.downcast_ref::<shim::container::Error>();
-    container.map_or(shim::container::FAILED, |error| error.exit_status())
+    let pod = error.downcast_ref::<shim::pod::Error>();
+    pod.map_or(shim::container::FAILED, |error| error.kind().exit_status())
 }

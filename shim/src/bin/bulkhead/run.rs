@@ -1,14 +1,15 @@
 //! `bulkhead run`: one container, from the bundle to its exit status.
 
-use std::{fs, path::PathBuf, pin::pin, time::Duration};
+use std::{fs, io, os::fd::AsFd, path::PathBuf, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use nix::sys::{signal::Signal, sysinfo::sysinfo};
 use shim::{
-    bundle::{self, Bundle, GuestSpec},
-    container::{self, Signals, Terminal, Wiring},
+    bundle::{self, Bundle},
+    container::{Signals, Terminal},
     id::{ContainerId, Namespace},
-    sandbox::{Plan, Sandbox, Trace},
+    pod::{self, NewContainer, Pod, PodPlan, ProcessId, Root, Stdio},
+    sandbox::{Purpose, Trace},
 };
 
 use super::cli::{Global, RunArgs};
@@ -46,7 +47,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Res
 
 /// Everything that was read and checked.
 struct Job {
-    plan: Plan,
+    plan: PodPlan,
     id: ContainerId,
     bundle: Bundle,
     terminal: Option<Terminal>,
@@ -56,40 +57,34 @@ struct Job {
 impl Job {
     async fn run(self, trace: &Trace) -> anyhow::Result<u8> {
         let mut signals = Signals::catch().context("cannot catch signals")?;
-        let size = self.terminal.as_ref().and_then(Terminal::size);
-
-        // The machine boots while the configuration is rewritten.
-        let booting = async {
-            tokio::join!(
-                Sandbox::start(self.plan, trace),
-                rewritten(&self.bundle, size)
-            )
+        let new = NewContainer {
+            id: self.id.clone(),
+            bundle: self.bundle,
+            root: Root::Bundle,
+            stdio: inherited().context("cannot relay the standard streams")?,
+            terminal_size: self.terminal.as_ref().and_then(Terminal::size),
+            pid: None,
+            placeholder: false,
         };
-        let (sandbox, spec) = unless_ended(&mut signals, booting).await?;
-        let sandbox = sandbox?;
-
-        let wiring = Wiring::inherited(self.terminal.is_some())
-            .context("cannot relay the standard streams")?;
-        let creating = async {
-            let configured = async { sandbox.configure().await.map_err(container::Error::from) };
-            let created = container::create(&sandbox, &self.id, &spec, wiring);
-            tokio::try_join!(configured, created)
+        let first = ProcessId::first(self.id);
+        let starting = async {
+            let pod = Pod::start(self.plan, trace).await?;
+            pod.create(new).await?;
+            Ok::<_, pod::Error>(pod)
         };
-        let (guest, created) = unless_ended(&mut signals, creating).await??;
-        tracing::debug!(
-            kernel = shim::text::printable(&guest.kernel_release, 80),
-            agent = shim::text::printable(&guest.agent_version, 80),
-            "the guest is ready"
-        );
-
+        let pod = unless_ended(&mut signals, starting).await??;
         let raw = self.terminal.as_ref().map(Terminal::raw).transpose();
         let raw = raw.context("cannot change the mode of the terminal")?;
-        let running = unless_ended(&mut signals, created.start()).await??;
-        keep_trace(&sandbox, self.trace_to.as_ref())?;
+        unless_ended(&mut signals, pod.start_process(&first)).await??;
+        keep_trace(&pod, self.trace_to.as_ref())?;
 
-        let status = attend(&running, &mut signals, self.terminal.as_ref()).await?;
-        drop(running);
+        let status = attend(&pod, &first, &mut signals, self.terminal.as_ref()).await?;
+        let lost = pod.sandbox().death("running the container");
+        pod.shutdown().await;
         drop(raw);
+        if let Some(error) = lost {
+            return Err(pod::Error::from(error).into());
+        }
         if let Some(None) = self.trace_to {
             eprint!("{}", trace.record().waterfall());
         }
@@ -97,8 +92,14 @@ impl Job {
     }
 }
 
-async fn rewritten(bundle: &Bundle, terminal_size: Option<(u16, u16)>) -> GuestSpec {
-    bundle.for_guest(terminal_size)
+/// This process's own streams. A file or pipe is duplicated, so that what the container's streams
+/// do at their end is not done to ours.
+fn inherited() -> io::Result<Stdio> {
+    Ok(Stdio {
+        stdin: Some(io::stdin().as_fd().try_clone_to_owned()?),
+        stdout: Some(io::stdout().as_fd().try_clone_to_owned()?),
+        stderr: Some(io::stderr().as_fd().try_clone_to_owned()?),
+    })
 }
 
 /// Does `work` unless a signal asks for the end; what the work has made is then undone.
@@ -115,44 +116,42 @@ pub(crate) async fn unless_ended<T>(
 
 /// Passes signals on until the process has ended and its output was written.
 async fn attend(
-    running: &container::Running<'_>,
+    pod: &Pod,
+    first: &ProcessId,
     signals: &mut Signals,
     terminal: Option<&Terminal>,
 ) -> anyhow::Result<u8> {
-    let mut end = pin!(running.wait());
-    let status = loop {
+    let mut end = pin!(pod.wait(first));
+    loop {
         tokio::select! {
-            status = &mut end => break status?,
+            exit = &mut end => return Ok(u8::try_from(exit?.status).unwrap_or(u8::MAX)),
             signal = signals.next() => {
-                if let Err(error) = pass_on(running, signal, terminal).await {
+                if let Err(error) = pass_on(pod, first, signal, terminal).await {
                     tracing::debug!(%signal, %error, "the signal did not reach the container");
                 }
             }
         }
-    };
-    tokio::select! {
-        () = running.drained() => {}
-        signal = signals.end() => tracing::warn!(%signal, "the rest of the container's output is dropped"),
     }
-    Ok(status)
 }
 
 async fn pass_on(
-    running: &container::Running<'_>,
+    pod: &Pod,
+    first: &ProcessId,
     signal: Signal,
     terminal: Option<&Terminal>,
-) -> Result<(), container::Error> {
+) -> Result<(), pod::Error> {
     match (signal, terminal) {
         (Signal::SIGWINCH, None) => Ok(()),
         (Signal::SIGWINCH, Some(terminal)) => match terminal.size() {
-            Some(size) => running.resize(size).await,
+            Some(size) => pod.resize(first, size).await,
             None => Ok(()),
         },
-        (signal, _) => running.signal(signal as i32).await,
+        (signal, _) => pod.kill(first, signal as i32, false).await,
     }
 }
 
-fn keep_trace(sandbox: &Sandbox, to: Option<&Option<PathBuf>>) -> anyhow::Result<()> {
+fn keep_trace(pod: &Pod, to: Option<&Option<PathBuf>>) -> anyhow::Result<()> {
+    let sandbox = pod.sandbox();
     sandbox.save_trace()?;
     if let Some(Some(path)) = to {
         fs::write(path, sandbox.trace().record().to_json())
@@ -166,7 +165,7 @@ fn plan(
     args: &RunArgs,
     (namespace, id): (Namespace, ContainerId),
     bundle: &Bundle,
-) -> anyhow::Result<Plan> {
+) -> anyhow::Result<PodPlan> {
     let request = bundle::SizeRequest {
         memory_mib: args.memory,
         cpus: args.cpus,
@@ -175,17 +174,13 @@ fn plan(
         .context("cannot read the host's memory")?
         .ram_total()
         >> 20;
-    Ok(Plan {
+    Ok(PodPlan {
         state_root: global.root.clone(),
         namespace,
         id,
         files: args.files.files(),
         size: bundle::size(bundle.spec(), request, host_mib)?,
-        root: Some(
-            bundle
-                .share()
-                .context("cannot share the root file system")?,
-        ),
+        purpose: Purpose::Containers,
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         deadline: Duration::from_secs(args.files.start_timeout),
     })

@@ -1,8 +1,12 @@
 //! The few calls to the kernel that no safe crate wraps.
 #![expect(
     unsafe_code,
-    reason = "ioctls of terminals, random bytes, the runtime's reactor"
+    reason = "ioctls of terminals, random bytes, the runtime's reactor, mounts by descriptor"
 )]
+
+mod mount;
+
+pub(crate) use mount::{Attributes, move_mount, open_tree, set_attributes};
 
 use std::{
     os::{

@@ -1,0 +1,212 @@
+//! Where a container's root file system comes from, and how it gets to its
+//! place in the shared tree.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+use super::Error;
+use crate::{
+    bundle::Bundle,
+    sandbox::{self, Place},
+};
+
+/// The longest data of a mount that the kernel takes, less the null byte.
+const DATA_MAX: usize = 4095;
+
+/// Where a root file system comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Root {
+    /// The directory that the bundle names.
+    #[default]
+    Bundle,
+    /// File systems of the host to be mounted, one after the other.
+    Mounts(Vec<Mount>),
+}
+
+/// A file system to be mounted, as containerd describes one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// The file system's type, or `bind`.
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+    /// Where below the root; empty is the root.
+    pub target: String,
+    /// Options, as `mount -o` takes them.
+    pub options: Vec<String>,
+}
+
+impl Root {
+    /// Puts it to its place and returns the guest's path of it.
+    pub(super) async fn put(&self, place: &mut Place, bundle: &Bundle) -> Result<String, Error> {
+        match self {
+            Self::Bundle => {
+                let guest = place.root(bundle.root(), bundle.given());
+                Ok(guest.map_err(sandbox::Error::from)?)
+            }
+            Self::Mounts(mounts) => {
+                let (host, guest) = place.root_to_mount_on().map_err(sandbox::Error::from)?;
+                for mount in mounts {
+                    mount.put(&host).map_err(|source| Error::Root {
+                        what: format!("{} {:?}", mount.kind, mount.source),
+                        source,
+                    })?;
+                }
+                Ok(guest)
+            }
+        }
+    }
+}
+
+impl Mount {
+    fn put(&self, root: &Path) -> io::Result<()> {
+        let target = match self.target.trim_start_matches('/') {
+            "" => root.to_owned(),
+            below => root.join(below),
+        };
+        let (flags, data) = parse(&self.options)?;
+        match data.len() > DATA_MAX {
+            true => self.put_from_below(target, flags, &data),
+            false => self.mount(&target, flags, &data),
+        }
+    }
+
+    fn mount(&self, target: &Path, flags: MsFlags, data: &str) -> io::Result<()> {
+        let kind = Some(self.kind.as_str()).filter(|kind| *kind != "bind");
+        let flags = match self.kind.as_str() {
+            "bind" if !flags.contains(MsFlags::MS_BIND) => flags | MsFlags::MS_BIND,
+            _ => flags,
+        };
+        let changes = MsFlags::MS_RDONLY
+            | MsFlags::MS_NOSUID
+            | MsFlags::MS_NODEV
+            | MsFlags::MS_NOEXEC
+            | MsFlags::MS_NOATIME;
+        mount(Some(self.source.as_str()), target, kind, flags, Some(data))?;
+        if flags.contains(MsFlags::MS_BIND) && flags.intersects(changes) {
+            // A bind mount takes them only afterwards.
+            let again = (flags & changes) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+            mount(None::<&str>, target, None::<&str>, again, None::<&str>)?;
+        }
+        Ok(())
+    }
+
+    /// An overlay of very many layers, whose names are too long together: mounted from the
+    /// directory that they have in common.
+    fn put_from_below(&self, target: PathBuf, flags: MsFlags, data: &str) -> io::Result<()> {
+        let too_long = || io::Error::new(io::ErrorKind::ArgumentListTooLong, "too many layers");
+        let (common, shorter) = shortened(data).ok_or_else(too_long)?;
+        if shorter.len() > DATA_MAX {
+            return Err(too_long());
+        }
+        // A thread of its own may have a working directory of its own.
+        let mount = self.clone();
+        let thread = std::thread::Builder::new()
+            .name("mount".to_owned())
+            .spawn(move || {
+                unshare(CloneFlags::CLONE_FS)?;
+                nix::unistd::chdir(&common)?;
+                mount.mount(&target, flags, &shorter)
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the mounting thread failed")))
+    }
+}
+
+/// Flags and the file system's own data.
+fn parse(options: &[String]) -> io::Result<(MsFlags, String)> {
+    let mut flags = MsFlags::empty();
+    let mut data: Vec<&str> = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "rw" | "defaults" | "suid" | "dev" | "exec" | "atime" => {}
+            "bind" => flags |= MsFlags::MS_BIND,
+            "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
+            "nosuid" => flags |= MsFlags::MS_NOSUID,
+            "nodev" => flags |= MsFlags::MS_NODEV,
+            "noexec" => flags |= MsFlags::MS_NOEXEC,
+            "noatime" => flags |= MsFlags::MS_NOATIME,
+            "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
+            "relatime" => flags |= MsFlags::MS_RELATIME,
+            "strictatime" => flags |= MsFlags::MS_STRICTATIME,
+            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
+            "dirsync" => flags |= MsFlags::MS_DIRSYNC,
+            "loop" => {
+                let message = "the option \"loop\" is not supported; use a snapshotter whose root \
+                               file systems are directories, such as overlayfs";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+            }
+            other => data.push(other),
+        }
+    }
+    Ok((flags, data.join(",")))
+}
+
+/// An overlay's data with its lower layers relative to the directory above all of them.
+fn shortened(data: &str) -> Option<(PathBuf, String)> {
+    let lower = data
+        .split(',')
+        .find_map(|option| option.strip_prefix("lowerdir="))?;
+    let layers: Vec<&Path> = lower.split(':').map(Path::new).collect();
+    let common = layers[0]
+        .ancestors()
+        .skip(1)
+        .find(|above| layers.iter().all(|layer| layer.starts_with(above)))?;
+    let relative: Option<Vec<&str>> = layers
+        .iter()
+        .map(|layer| layer.strip_prefix(common).ok()?.to_str())
+        .collect();
+    let options = data
+        .split(',')
+        .map(|option| match option.starts_with("lowerdir=") {
+            true => format!(
+                "lowerdir={}",
+                relative
+                    .as_ref()
+                    .map_or(String::new(), |names| names.join(":"))
+            ),
+            false => option.to_owned(),
+        });
+    let options: Vec<String> = options.collect();
+    relative.as_ref()?;
+    Some((common.to_owned(), options.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_told_from_the_file_systems_own_options() {
+        let options = ["ro", "nodev", "lowerdir=/a:/b", "index=off"].map(str::to_owned);
+        let (flags, data) = parse(&options).expect("parsed");
+        assert_eq!(flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
+        assert_eq!(data, "lowerdir=/a:/b,index=off");
+    }
+
+    #[test]
+    fn many_layers_are_named_from_the_directory_above_them() {
+        let data = "index=off,lowerdir=/var/s/12/fs:/var/s/3/fs,upperdir=/var/s/13/fs";
+        let (common, shorter) = shortened(data).expect("an overlay");
+        assert_eq!(common, Path::new("/var/s"));
+        assert_eq!(
+            shorter,
+            "index=off,lowerdir=12/fs:3/fs,upperdir=/var/s/13/fs"
+        );
+    }
+
+    #[test]
+    fn a_loop_mount_is_refused_with_a_way_out() {
+        let error = parse(&["loop".to_owned()]).expect_err("refused");
+        assert!(error.to_string().contains("overlayfs"), "{error}");
+    }
+}

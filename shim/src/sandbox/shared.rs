@@ -1,0 +1,321 @@
+//! The one tree of the host that a sandbox's guest sees: below it each
+//! container has a place for its root file system and its volumes.
+//!
+//! ```text
+//!   <state>/places/<n>/rootfs, mounts/<k>   empty directories and files, ours to write
+//!   <state>/shared/                         the same, as a mount of its own: read-only, and what
+//!                                           is mounted below it reaches the guest's VMM
+//! ```
+//!
+//! Mounts are only ever made below `shared`. Letting go of that one mount lets go of all of
+//! them, and no walk over `places` can ever come into a container's files. Numbers are not used
+//! twice: what the guest remembers of an old place is not taken for a new one.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+};
+
+use super::state::{Made, StateDir};
+use crate::sys::{self, Attributes};
+
+/// The device's tag.
+pub(super) const TAG: &str = "shared";
+
+/// Where the guest mounts it.
+pub(super) const GUEST: &str = "/run/bulkhead/shared";
+
+/// The directory of the places, and that of their mounts.
+const PLACES: &str = "places";
+const SHARED: &str = "shared";
+
+/// Why something is not in the tree.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}", path.display())]
+pub struct Error {
+    doing: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The tree. Dropping it lets go of everything that is mounted in it.
+#[derive(Debug)]
+pub struct SharedTree {
+    state: PathBuf,
+    /// The top of the mount.
+    top: OwnedFd,
+    next: AtomicU32,
+}
+
+/// A container's place in the tree. Dropping it lets go of what is mounted there.
+#[derive(Debug)]
+pub struct Place {
+    tree: Arc<SharedTree>,
+    number: u32,
+    mounted: Vec<PathBuf>,
+}
+
+/// How a mount is given to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given {
+    /// Whether what is mounted below comes with it.
+    pub recursive: bool,
+    /// What of it the guest may only read.
+    pub read_only: ReadOnly,
+}
+
+/// What of a tree of mounts may only be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadOnly {
+    /// Nothing.
+    No,
+    /// The topmost mount, and not those below it.
+    Top,
+    /// All.
+    All,
+}
+
+impl SharedTree {
+    /// Makes an empty tree in `state`.
+    pub(super) fn make(state: &StateDir) -> Result<Arc<Self>, Error> {
+        let path = state.path().to_owned();
+        let (places, shared) = (path.join(PLACES), path.join(SHARED));
+        make_directory(&places)?;
+        make_directory(&shared)?;
+        state
+            .record(&Made::Mount { name: SHARED })
+            .map_err(|error| Error {
+                doing: "note the mount of",
+                path: shared.clone(),
+                source: io::Error::other(error),
+            })?;
+        let attached = || {
+            let tree = sys::open_tree(File::open(&places)?.as_fd(), false)?;
+            // Out of the peers of the host's mount, whose copies elsewhere get nothing of ours.
+            let private = Attributes {
+                propagation: libc::MS_PRIVATE,
+                ..Attributes::default()
+            };
+            sys::set_attributes(tree.as_fd(), false, private)?;
+            let ours = Attributes {
+                set: libc::MOUNT_ATTR_RDONLY,
+                propagation: libc::MS_SHARED,
+                ..Attributes::default()
+            };
+            sys::set_attributes(tree.as_fd(), false, ours)?;
+            sys::move_mount(tree.as_fd(), File::open(&shared)?.as_fd())?;
+            Ok(tree)
+        };
+        let top = attached().map_err(failed("mount the shared tree on", &shared))?;
+        Ok(Arc::new(Self {
+            state: path,
+            top,
+            next: AtomicU32::new(0),
+        }))
+    }
+
+    /// The tree for the VMM.
+    pub(super) fn for_vmm(&self) -> io::Result<OwnedFd> {
+        self.top.try_clone()
+    }
+
+    /// A place for one more container.
+    ///
+    /// # Errors
+    /// When there is no room for its directories.
+    pub fn place(self: &Arc<Self>) -> Result<Place, Error> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let place = Place {
+            tree: self.clone(),
+            number,
+            mounted: Vec::new(),
+        };
+        make_directory(&place.own(""))?;
+        Ok(place)
+    }
+
+    /// Lets go of all mounts at once, when no container needs them any more.
+    pub(super) fn release(&self) {
+        release(&self.state.join(SHARED));
+    }
+}
+
+impl Drop for SharedTree {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Lets go of the mounts of the tree in the directory `state`, if there are any, and returns
+/// where the tree was.
+pub(super) fn release_leftover(state: &Path) -> PathBuf {
+    let shared = state.join(SHARED);
+    release(&shared);
+    shared
+}
+
+/// Until nothing is mounted there; another's copy of the mount keeps nothing of ours.
+fn release(shared: &Path) {
+    loop {
+        match umount2(shared, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return,
+            Err(errno) => {
+                tracing::warn!(path = %shared.display(), %errno, "a mount stays behind");
+                return;
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Puts the tree of mounts at `source` to the root file system's place; returns the guest's
+    /// path of it.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn root(&mut self, source: &OwnedFd, given: Given) -> Result<String, Error> {
+        make_directory(&self.own("rootfs"))?;
+        self.attach(source, "rootfs", given)
+    }
+
+    /// A directory to mount the root file system on, by others; returns the host's path and the
+    /// guest's.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn root_to_mount_on(&mut self) -> Result<(PathBuf, String), Error> {
+        make_directory(&self.own("rootfs"))?;
+        let path = self.host("rootfs");
+        self.mounted.push(path.clone());
+        Ok((path, self.guest("rootfs")))
+    }
+
+    /// Puts a volume, a directory or file, at place `index`; returns the guest's path of it.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn volume(
+        &mut self,
+        source: &OwnedFd,
+        index: usize,
+        given: Given,
+    ) -> Result<String, Error> {
+        let name = format!("mounts/{index}");
+        let place = self.own(&name);
+        make_directory(&self.own("mounts"))?;
+        let is_directory = File::from(
+            source
+                .try_clone()
+                .map_err(failed("hold a descriptor of", &place))?,
+        )
+        .metadata()
+        .map_err(failed("look at the source of", &place))?
+        .is_dir();
+        if is_directory {
+            make_directory(&place)?;
+        } else {
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&place)
+                .map_err(failed("make", &place))?;
+        }
+        self.attach(source, &name, given)
+    }
+
+    fn attach(&mut self, source: &OwnedFd, name: &str, given: Given) -> Result<String, Error> {
+        let path = self.host(name);
+        self.mounted.push(path.clone());
+        let attached = || {
+            let tree = sys::open_tree(source.as_fd(), given.recursive)?;
+            // What the host mounts below later comes in, nothing goes out.
+            let slave = Attributes {
+                propagation: libc::MS_SLAVE,
+                ..Attributes::default()
+            };
+            sys::set_attributes(tree.as_fd(), true, slave)?;
+            let read_only = Attributes {
+                set: libc::MOUNT_ATTR_RDONLY,
+                ..Attributes::default()
+            };
+            match given.read_only {
+                ReadOnly::No => {}
+                ReadOnly::Top => sys::set_attributes(tree.as_fd(), false, read_only)?,
+                ReadOnly::All => sys::set_attributes(tree.as_fd(), true, read_only)?,
+            }
+            let target = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+                .open(&path)?;
+            sys::move_mount(tree.as_fd(), target.as_fd())
+        };
+        attached().map_err(failed("mount", &path))?;
+        Ok(self.guest(name))
+    }
+
+    /// Where it is written.
+    fn own(&self, name: &str) -> PathBuf {
+        let place = self.tree.state.join(PLACES).join(self.number.to_string());
+        match name {
+            "" => place,
+            name => place.join(name),
+        }
+    }
+
+    /// Where it is mounted on.
+    fn host(&self, name: &str) -> PathBuf {
+        let shared = self.tree.state.join(SHARED);
+        shared.join(self.number.to_string()).join(name)
+    }
+
+    fn guest(&self, name: &str) -> String {
+        format!("{GUEST}/{}/{name}", self.number)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for path in self.mounted.iter().rev() {
+            release(path);
+        }
+        // Nothing is mounted in this view of it.
+        if let Err(error) = fs::remove_dir_all(self.own(""))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.own("").display(), %error, "a container's place stays behind");
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), Error> {
+    match DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(failed("make the directory", path)),
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error {
+        doing,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,84 @@
+//! The mount API that works on descriptors, so that no path is looked up twice.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+/// `struct mount_attr` of mount_setattr(2).
+#[derive(Debug, Default, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Attributes {
+    /// Attributes to set.
+    pub(crate) set: u64,
+    /// Attributes to clear.
+    pub(crate) clear: u64,
+    /// One of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, or 0.
+    pub(crate) propagation: u64,
+    /// A user namespace for an id-mapped mount; unused.
+    pub(crate) user_namespace: u64,
+}
+
+/// A detached copy of the mount at `place`, a file or directory, with all mounts below it when
+/// `recursive`.
+pub(crate) fn open_tree(place: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as u32;
+    }
+    // SAFETY: the path is a C string that is not kept.
+    let tree =
+        unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open_tree returned a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(tree as i32) })
+}
+
+/// Changes `mount`, and all below it when `recursive`.
+pub(crate) fn set_attributes(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    attributes: Attributes,
+) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is a C string; the structure is of the size that is passed and only read.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            ptr::from_ref(&attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    match done {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Attaches the detached `mount` to the file or directory `target`.
+pub(crate) fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both paths are C strings that are not kept.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    match done {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
