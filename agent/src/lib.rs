@@ -11,6 +11,7 @@
 //! could do nothing but execute a program, and ours sets up its container.
 
 pub mod boot;
+mod causes;
 pub mod cgroup;
 pub mod container;
 mod devices;
@@ -19,6 +20,7 @@ pub mod guest;
 pub mod id;
 mod launch;
 pub mod log;
+mod mappings;
 pub mod pod;
 pub mod port;
 pub mod processes;

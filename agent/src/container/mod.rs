@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::sched::CloneFlags;
-use one::Container;
+use one::{Container, Inside};
 pub use one::{LifeState, State};
 use process::Process;
 pub use process::Started;
@@ -25,14 +25,14 @@ use crate::{
     events::Events,
     id::{ContainerId, ExecId},
     launch::{
-        self, FailureKind, Join, Launch, Mappings, NamespaceError, Namespaces, NewContainer, Place,
-        Running,
+        self, FailureKind, Join, Launch, NamespaceError, Namespaces, NewContainer, Place, Running,
     },
     log,
+    mappings::Mappings,
     pod::Pod,
     processes::{self, Details},
     reaper::{Exit, Reaper},
-    rootfs::Scratch,
+    rootfs::{self, Granted, Scratch, Users},
     seccomp,
     spec::{self, Spec},
     stream::{self, Streams},
@@ -121,6 +121,9 @@ pub enum Error {
     /// The configuration, found on the way to the process.
     #[error(transparent)]
     Launch(#[from] launch::Error),
+    /// The file tree.
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::Error),
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
@@ -158,6 +161,8 @@ const MOST: usize = 1024;
 pub(crate) struct Create {
     /// Its name.
     pub(crate) id: ContainerId,
+    /// Its bundle's path on the host.
+    pub(crate) bundle: String,
     /// Its configuration.
     pub(crate) spec: Spec,
     /// Its first process, unless it is a placeholder.
@@ -218,28 +223,23 @@ impl Containers {
     }
 
     fn make_placeholder(&self, create: &Create) -> Result<Arc<Container>, Error> {
+        let linux = &create.spec.linux;
+        let inside = Inside {
+            seccomp: None,
+            // For the containers that join the user namespace it stands for.
+            mappings: Mappings::new(&linux.uid_mappings, &linux.gid_mappings),
+            kinds: CloneFlags::empty(),
+        };
         let cgroup = new_cgroup(create)?;
         self.pod.configure(&create.spec)?;
         let first = Process::placeholder();
-        Ok(Container::new(
-            create,
-            first,
-            None,
-            None,
-            cgroup,
-            &self.events,
-        ))
+        Ok(Container::new(create, first, inside, cgroup, &self.events))
     }
 
     async fn make(&self, create: &Create, first: &First) -> Result<Arc<Container>, Error> {
         let linux = &create.spec.linux;
+        check_hooks(&create.spec)?;
         let namespaces = Namespaces::parse(linux, |namespace| self.find_namespace(namespace))?;
-        if namespaces.mappings().is_some() && !matches!(first.source, Source::Directory(_)) {
-            return Err(Error::Spec(spec::Error::Unsupported {
-                field: "linux.namespaces: user".into(),
-                reason: "root of a user namespace cannot mount a block device; give the root as a directory",
-            }));
-        }
         let seccomp = linux
             .seccomp
             .as_ref()
@@ -254,11 +254,12 @@ impl Containers {
             .await;
         match made {
             Ok(first) => {
-                let mappings = namespaces.mappings().cloned();
-                let events = &self.events;
-                Ok(Container::new(
-                    create, first, seccomp, mappings, cgroup, events,
-                ))
+                let inside = Inside {
+                    seccomp,
+                    mappings: namespaces.mappings().cloned(),
+                    kinds: namespaces.of_further_processes(),
+                };
+                Ok(Container::new(create, first, inside, cgroup, &self.events))
             }
             Err(error) => {
                 if let Err(error) = cgroup.remove().await {
@@ -298,6 +299,14 @@ impl Containers {
             .filter(|container| container.first.is_running())
             .ok_or_else(gone)?;
         let file = match (container.first.pid(), kind) {
+            (0, "user") => {
+                let users = container.mappings.clone().ok_or_else(gone)?;
+                let made = users.namespace().map_err(|source| NamespaceError::Open {
+                    path: namespace.to_string(),
+                    source,
+                })?;
+                return Ok(Join::Users(made, users));
+            }
             (0, kind) => return pods(kind),
             (_, "network") => "net",
             // Its own are what it has when it executes its program.
@@ -312,7 +321,13 @@ impl Containers {
         };
         // The id is its for as long as nobody has collected its end, which nobody does meanwhile.
         let path = format!("/proc/{}/ns/{file}", container.first.pid());
-        opened(File::open(path).map(Into::into))
+        match opened(File::open(path).map(Into::into))? {
+            Join::Other(fd) if kind == "user" => {
+                let users = container.mappings.clone().ok_or_else(gone)?;
+                Ok(Join::Users(fd, users))
+            }
+            join => Ok(join),
+        }
     }
 
     async fn make_first(
@@ -330,16 +345,25 @@ impl Containers {
             .as_ref()
             .ok_or(spec::Error::Missing("process"))?;
         let owner = owner(process, namespaces.mappings())?;
+        let users = namespaces.mappings().map(|ids| Users {
+            ids,
+            shared: namespaces.guests(),
+        });
+        let granted = Granted::take(spec, &first.source, &self.scratch, users.as_ref())?;
         let stdio = stdio::open(&self.streams, &first.streams, process.terminal, owner).await?;
         let launch = Launch {
             place: Place::New(NewContainer {
+                id: create.id.as_str(),
+                bundle: &create.bundle,
                 spec,
                 source: &first.source,
                 scratch: &self.scratch,
+                granted: &granted,
                 cgroup: cgroup.path(),
                 namespaces,
             }),
             process,
+            domain: launch::domain(linux)?,
             seccomp,
             cgroup: cgroup.fd(),
             stdio: stdio.childs(),
@@ -381,9 +405,10 @@ impl Containers {
         let launch = Launch {
             place: Place::Inside(Running {
                 first,
-                own_users: container.mappings.is_some(),
+                kinds: container.kinds,
             }),
             process,
+            domain: container.domain,
             seccomp: container.seccomp.as_ref(),
             cgroup: container.cgroup.fd(),
             stdio: stdio.childs(),
@@ -612,6 +637,22 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         lock(&self.of.reserved).remove(&self.id);
+    }
+}
+
+/// The programs of these hooks are the guest's, which has none but those that the host shares.
+fn check_hooks(spec: &Spec) -> Result<(), Error> {
+    let missing = spec
+        .hooks
+        .create_container
+        .iter()
+        .position(|hook| !Path::new(&hook.path).is_file());
+    match missing {
+        Some(place) => Err(Error::Spec(spec::Error::Unsupported {
+            field: format!("hooks.createContainer[{place}].path"),
+            reason: "the program is not in the guest, where it would run; use hooks.startContainer, whose programs are the container's, or hooks.createRuntime, which the host runs",
+        })),
+        None => Ok(()),
     }
 }
 

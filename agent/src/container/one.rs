@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, Weak},
 };
 
+use nix::sched::CloneFlags;
 use tokio::task::AbortHandle;
 
 use super::{Create, Error, MOST, Process, lock};
@@ -14,7 +15,8 @@ use crate::{
     devices::{self, Guard},
     events::{Events, What},
     id::{ContainerId, ExecId},
-    launch::Mappings,
+    launch,
+    mappings::Mappings,
     reaper::Exit,
     seccomp, spec,
 };
@@ -26,6 +28,8 @@ pub(super) struct Container {
     pub(super) first: Arc<Process>,
     pub(super) execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
     pub(super) seccomp: Option<seccomp::Filter>,
+    pub(super) domain: Option<u64>,
+    pub(super) kinds: CloneFlags,
     device_rules: Vec<spec::DeviceRule>,
     device_guard: Mutex<Guard>,
     pub(super) mappings: Option<Mappings>,
@@ -33,6 +37,17 @@ pub(super) struct Container {
     /// How many kills for want of memory the host knows of.
     oom_kills: Mutex<u64>,
     watcher: Mutex<Option<Watcher>>,
+}
+
+/// What surrounds the processes of a container.
+#[derive(Debug)]
+pub(super) struct Inside {
+    /// The system calls that they may make.
+    pub(super) seccomp: Option<seccomp::Filter>,
+    /// The ids of its user namespace.
+    pub(super) mappings: Option<Mappings>,
+    /// The kinds of namespaces that further processes join.
+    pub(super) kinds: CloneFlags,
 }
 
 /// A task that ends with its container.
@@ -76,8 +91,7 @@ impl Container {
     pub(super) fn new(
         create: &Create,
         first: Process,
-        seccomp: Option<seccomp::Filter>,
-        mappings: Option<Mappings>,
+        inside: Inside,
         cgroup: Cgroup,
         events: &Arc<Events>,
     ) -> Arc<Self> {
@@ -85,10 +99,13 @@ impl Container {
             id: create.id.clone(),
             first: Arc::new(first),
             execs: Mutex::default(),
-            seccomp,
+            seccomp: inside.seccomp,
+            kinds: inside.kinds,
+            // Of a container that was made it is one.
+            domain: launch::domain(&create.spec.linux).ok().flatten(),
             device_rules: create.spec.linux.resources.devices.0.clone(),
             device_guard: Mutex::new(Guard::of(&create.spec)),
-            mappings,
+            mappings: inside.mappings,
             cgroup,
             oom_kills: Mutex::default(),
             watcher: Mutex::default(),

@@ -155,7 +155,7 @@ impl Process {
                         boot_ns,
                     });
                 }
-                (None | Some((Message::Ready, _)), _) => {
+                (None | Some((Message::Ready | Message::Born(_), _)), _) => {
                     let text = "the process ended before it could execute its program; \
                                 linux.seccomp may forbid what leads there";
                     return Err(Error::Process(text.into()));

@@ -18,12 +18,13 @@ use nix::{
 
 use super::{
     FailureKind, Launch, Message, NewContainer, Place, Prepared, Running,
-    capabilities::Capabilities, control::Report, program, sysctl, user,
+    capabilities::Capabilities, control::Report, hooks, namespaces::TIME, program, sysctl, user,
 };
 use crate::{
+    causes,
     rootfs::{self, Rootfs},
     spec::Process,
-    sys,
+    sys::{self, Forked},
 };
 
 /// Why the process cannot become what it should.
@@ -45,6 +46,10 @@ enum Error {
     Rootfs(#[from] rootfs::Error),
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
+    #[error(transparent)]
+    Launch(#[from] super::Error),
     #[error(transparent)]
     Program(#[from] program::Error),
     #[error("the agent gave the process up")]
@@ -81,20 +86,41 @@ pub(super) fn run(launch: &Launch<'_>, prepared: &Prepared, control: &OwnedFd) -
         Error::Program(_) => FailureKind::ProgramMissing,
         _ => FailureKind::Other,
     };
-    let _ = report.send(&Message::Failed(kind, chain(&error)), None);
+    let _ = report.send(&Message::Failed(kind, causes::line(&error)), None);
     sys::exit_now(1)
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+/// Enters the user namespace `users`, makes the process in it, and ends.
+pub(super) fn step_between(
+    launch: &Launch<'_>,
+    prepared: &Prepared,
+    users: BorrowedFd<'_>,
+    control: &OwnedFd,
+) -> ! {
+    let make = || -> io::Result<Forked> {
+        if let Place::New(new) = &launch.place
+            && let Some(pids) = new.namespaces.joined_pids()
+        {
+            setns(pids, CloneFlags::CLONE_NEWPID)?;
+        }
+        setns(users, CloneFlags::CLONE_NEWUSER)?;
+        sys::clone_sibling(&sys::CloneFlags {
+            namespaces: super::fresh(launch),
+            cgroup: None,
+        })
+    };
+    let report = Report(control.as_fd());
+    let sent = match make() {
+        Ok(Forked::Child) => run(launch, prepared, control),
+        Ok(Forked::Parent { pid, pidfd }) => {
+            report.send(&Message::Born(pid.unsigned_abs()), Some(pidfd.as_fd()))
+        }
+        Err(error) => report.send(
+            &Message::Failed(FailureKind::Other, error.to_string()),
+            None,
+        ),
+    };
+    sys::exit_now(sent.is_err().into())
 }
 
 /// Keeps of the agent's descriptors what this process needs, at fixed numbers.
@@ -102,7 +128,10 @@ fn arrange(launch: &Launch<'_>, control: &OwnedFd) -> Result<(), Error> {
     let [stdin, stdout, stderr] = launch.stdio;
     let mut kept = vec![stdin, stdout, stderr, control.as_fd()];
     match &launch.place {
-        Place::New(new) => kept.extend(new.namespaces.joined().map(|(_, fd)| fd.as_fd())),
+        Place::New(new) => {
+            kept.extend(new.namespaces.joined().map(|(_, fd)| fd.as_fd()));
+            kept.extend(new.granted.descriptors());
+        }
         Place::Inside(running) => kept.push(running.first),
     }
     sys::arrange(&kept).map_err(doing("arrange the descriptors"))
@@ -118,6 +147,9 @@ fn become_process(
     // Until execve this is a copy of the agent, which nobody in the container may look into.
     sys::forbid_inspection().map_err(doing("forbid inspection"))?;
     umask(Mode::empty());
+    if let Some(cpus) = &prepared.affinity.initial {
+        sys::set_affinity(cpus).map_err(doing("set process.execCPUAffinity.initial"))?;
+    }
     let terminal = match &launch.place {
         Place::New(new) => enter_new(new, report)?,
         Place::Inside(running) => enter_existing(running, process)?,
@@ -129,6 +161,8 @@ fn become_process(
     for limit in &prepared.limits {
         limit.set().map_err(doing("set process.rlimits"))?;
     }
+    prepared.schedule.apply()?;
+    sys::join_new_keyring().map_err(doing("make a session keyring"))?;
     let entered = enter_directory(process);
     prepared
         .capabilities
@@ -148,7 +182,14 @@ fn become_process(
         return Err(Error::GivenUp);
     }
 
+    if let Some(cpus) = &prepared.affinity.last {
+        sys::set_affinity(cpus).map_err(doing("set process.execCPUAffinity.final"))?;
+    }
     confine(launch, prepared)?;
+    if let Place::New(new) = &launch.place {
+        let start = &new.spec.hooks.start_container;
+        hooks::run("startContainer", start, new, "created")?;
+    }
     let path = program::find(&process.args[0], &process.env)?;
     let executing = Message::Executing(sys::boottime_ns());
     report
@@ -176,6 +217,9 @@ fn enter_new(new: &NewContainer<'_>, report: Report<'_>) -> Result<Option<OwnedF
     if namespaces.makes(CloneFlags::CLONE_NEWCGROUP) {
         unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("make a cgroup namespace"))?;
     }
+    if namespaces.makes(TIME) {
+        make_time(namespaces.time_offsets()).map_err(doing("make a time namespace"))?;
+    }
     if namespaces.makes(CloneFlags::CLONE_NEWNET) {
         sys::loopback_up().map_err(doing("bring the loopback interface up"))?;
     }
@@ -192,26 +236,36 @@ fn enter_new(new: &NewContainer<'_>, report: Report<'_>) -> Result<Option<OwnedF
             sys::set_domain_name(name).map_err(doing("set the domain name"))?;
         }
     }
-    let tree = Rootfs::build(new.spec, new.source, new.scratch, new.cgroup)?;
+    let joined = namespaces.joined().count() as i32;
+    let given = new.granted.given(FIRST_PLACE + joined);
+    let tree = Rootfs::build(new.spec, new.source, new.scratch, new.cgroup, &given)?;
     for (name, value) in &new.spec.linux.sysctl {
         sysctl::set(name, value, |kind| namespaces.has(kind))?;
     }
+    hooks::run(
+        "createContainer",
+        &new.spec.hooks.create_container,
+        new,
+        "creating",
+    )?;
     tree.enter()?;
     Ok(tree.terminal)
 }
 
+/// Makes a time namespace with its clocks, which execve enters.
+fn make_time(offsets: &str) -> io::Result<()> {
+    unshare(TIME)?;
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    sys::inspectable(|| fs::write("/proc/self/timens_offsets", offsets))
+}
+
 /// Joins the container of the first process; answers the new terminal's master side.
 fn enter_existing(running: &Running<'_>, process: &Process) -> Result<Option<OwnedFd>, Error> {
-    let mut all = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWCGROUP;
-    if running.own_users {
-        all |= CloneFlags::CLONE_NEWUSER;
-    }
-    setns(sys::arranged(FIRST_PLACE), all).map_err(doing("join the container's namespaces"))?;
-    if running.own_users {
+    setns(sys::arranged(FIRST_PLACE), running.kinds)
+        .map_err(doing("join the container's namespaces"))?;
+    if running.kinds.contains(CloneFlags::CLONE_NEWUSER) {
         user::become_root().map_err(doing("become root of the user namespace"))?;
     }
     if !process.terminal {

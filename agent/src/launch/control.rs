@@ -6,8 +6,12 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+    },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -27,6 +31,8 @@ pub(crate) enum FailureKind {
 /// What a child says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Message {
+    /// A process was made in its place: its id, and its descriptor along with it.
+    Born(u32),
     /// It waits for its start.
     Ready,
     /// It calls execve, at this many nanoseconds since boot.
@@ -38,6 +44,7 @@ pub(crate) enum Message {
 impl Message {
     fn to_bytes(&self) -> Vec<u8> {
         match self {
+            Self::Born(pid) => [&[b'b'][..], &pid.to_le_bytes()].concat(),
             Self::Ready => vec![b'r'],
             Self::Executing(ns) => [&[b'x'][..], &ns.to_le_bytes()].concat(),
             Self::Failed(kind, text) => [&[b'f', *kind as u8], text.as_bytes()].concat(),
@@ -46,6 +53,7 @@ impl Message {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         match bytes {
+            [b'b', pid @ ..] => Some(Self::Born(u32::from_le_bytes(pid.try_into().ok()?))),
             [b'r'] => Some(Self::Ready),
             [b'x', ns @ ..] => Some(Self::Executing(u64::from_le_bytes(ns.try_into().ok()?))),
             [b'f', kind, text @ ..] => {
@@ -109,6 +117,21 @@ impl Control {
         Ok(Some((message, fd)))
     }
 
+    /// Waits for the process that the child makes in its place, before anything else is done: so
+    /// nobody can have collected its end.
+    pub(super) fn born(&self) -> io::Result<(i32, OwnedFd)> {
+        let socket = self.0.get_ref().as_fd();
+        let mut buffer = [0; MAX];
+        let readable = PollFd::new(socket, PollFlags::POLLIN);
+        while poll(&mut [readable.clone()], PollTimeout::NONE) == Err(Errno::EINTR) {}
+        let (length, fd) = sys::receive(socket, &mut buffer)?;
+        match (Message::from_bytes(&buffer[..length]), fd) {
+            (Some(Message::Born(pid)), Some(fd)) => Ok((pid as i32, fd)),
+            (Some(Message::Failed(_, text)), _) => Err(io::Error::other(text)),
+            _ => Err(io::Error::other("it ended before")),
+        }
+    }
+
     /// Lets the child go on.
     pub(crate) fn go(&self) -> io::Result<()> {
         nix::unistd::write(self.0.get_ref(), b"g")?;
@@ -143,7 +166,7 @@ impl Report<'_> {
         let mut byte = [0];
         loop {
             match nix::unistd::read(self.0, &mut byte) {
-                Err(nix::errno::Errno::EINTR) => {}
+                Err(Errno::EINTR) => {}
                 answer => return Ok(answer? == 1),
             }
         }
@@ -159,6 +182,7 @@ mod tests {
     #[test]
     fn messages_survive_the_socket() {
         for message in [
+            Message::Born(7),
             Message::Ready,
             Message::Executing(u64::MAX - 1),
             Message::Failed(FailureKind::ProgramRefused, "permission denied".into()),

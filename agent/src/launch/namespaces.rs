@@ -3,19 +3,21 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::sched::{CloneFlags, setns};
 
-use super::mappings::Mappings;
 use crate::{
     log,
+    mappings::Mappings,
     spec::{self, Linux},
 };
 
-/// The kinds by the specification's names. A time namespace needs offsets, which are not
-/// implemented.
+/// A kind that nix does not know.
+pub(crate) const TIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+
+/// The kinds by the specification's names.
 const KINDS: &[(&str, CloneFlags)] = &[
     ("pid", CloneFlags::CLONE_NEWPID),
     ("network", CloneFlags::CLONE_NEWNET),
@@ -24,6 +26,7 @@ const KINDS: &[(&str, CloneFlags)] = &[
     ("uts", CloneFlags::CLONE_NEWUTS),
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
     ("user", CloneFlags::CLONE_NEWUSER),
+    ("time", TIME),
 ];
 
 /// A container's namespaces; those it does not name are the guest's.
@@ -34,6 +37,8 @@ pub(crate) struct Namespaces {
     /// Those of the pod that are the guest's.
     shared: CloneFlags,
     mappings: Option<Mappings>,
+    /// What is written to timens_offsets.
+    time_offsets: String,
 }
 
 /// A namespace to join.
@@ -41,6 +46,8 @@ pub(crate) struct Namespaces {
 pub(crate) enum Join {
     /// The guest's own: there is nothing to do.
     Guests,
+    /// A user namespace, and its ids.
+    Users(OwnedFd, Mappings),
     /// Another.
     Other(OwnedFd),
 }
@@ -59,12 +66,28 @@ pub enum Error {
     NoMounts,
     /// A user namespace must have a root.
     #[error(
-        "{0} must map the container's id 0, in at most 340 lines, as linux.namespaces has a user namespace"
+        "linux.uidMappings and linux.gidMappings must each map the container's id 0, in at most 340 lines, as linux.namespaces has a user namespace"
     )]
-    Mappings(&'static str),
+    Mappings,
     /// Ids for a user namespace that is not there.
     #[error("linux.uidMappings needs a user namespace in linux.namespaces")]
     NoUsers,
+    /// Clocks for a time namespace that is not there.
+    #[error("linux.timeOffsets needs a new time namespace in linux.namespaces")]
+    NoTime,
+    /// A clock that a time namespace does not have.
+    #[error("linux.timeOffsets: there is no clock {0:?}; there are monotonic and boottime")]
+    Clock(String),
+    /// More than a second of nanoseconds.
+    #[error(
+        "linux.timeOffsets: {0} nanoseconds are a second or more; nanosecs is below 1000000000"
+    )]
+    Nanoseconds(u32),
+    /// A user namespace by a path that says nothing of its ids.
+    #[error(
+        "linux.namespaces: {0} is no user namespace of a container in this guest, which alone can be joined"
+    )]
+    ForeignUsers(String),
     /// What is outside a user namespace cannot be entered from inside.
     #[error(
         "linux.namespaces: a container with its own user namespace can join no other of a path"
@@ -103,6 +126,7 @@ impl Namespaces {
             joined: Vec::new(),
             shared: CloneFlags::empty(),
             mappings: None,
+            time_offsets: time_offsets(linux)?,
         };
         let mut seen = CloneFlags::empty();
         for namespace in &linux.namespaces {
@@ -118,6 +142,10 @@ impl Namespaces {
                 None => parsed.fresh |= *flag,
                 Some(path) => match join(namespace, path, &mut find)? {
                     Join::Guests => parsed.shared |= *flag,
+                    Join::Users(fd, mappings) => {
+                        parsed.mappings = Some(mappings);
+                        parsed.joined.push((*flag, fd));
+                    }
                     Join::Other(fd) => parsed.joined.push((*flag, fd)),
                 },
             }
@@ -125,13 +153,23 @@ impl Namespaces {
         if !parsed.fresh.contains(CloneFlags::CLONE_NEWNS) {
             return Err(Error::NoMounts);
         }
-        if seen.contains(CloneFlags::CLONE_NEWUSER) {
-            if !parsed.joined.is_empty() {
+        let users = CloneFlags::CLONE_NEWUSER;
+        if parsed.fresh.contains(users) {
+            if parsed
+                .joined
+                .iter()
+                .any(|(kind, _)| *kind != CloneFlags::CLONE_NEWPID)
+            {
                 return Err(Error::UserAndJoined);
             }
-            parsed.mappings = Some(Mappings::parse(linux)?);
-        } else if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
+            parsed.mappings = Some(mappings(linux)?);
+        }
+        let has_ids = !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty();
+        if has_ids && !seen.contains(users) {
             return Err(Error::NoUsers);
+        }
+        if !parsed.fresh.contains(TIME) && !parsed.time_offsets.is_empty() {
+            return Err(Error::NoTime);
         }
         Ok(parsed)
     }
@@ -142,9 +180,47 @@ impl Namespaces {
     }
 
     /// Those that clone makes. A cgroup namespace is left out: its root is the cgroup that its
-    /// maker is in, so the child makes it when it is in its own.
+    /// maker is in, so the child makes it when it is in its own. A time namespace is entered by
+    /// execve, when its clocks are set.
     pub(super) fn fresh(&self) -> CloneFlags {
-        self.fresh - CloneFlags::CLONE_NEWCGROUP
+        self.fresh - CloneFlags::CLONE_NEWCGROUP - TIME
+    }
+
+    /// The clocks of its time namespace, as the kernel reads them.
+    pub(super) fn time_offsets(&self) -> &str {
+        &self.time_offsets
+    }
+
+    /// The user namespace that it joins.
+    pub(super) fn joined_users(&self) -> Option<BorrowedFd<'_>> {
+        self.joined_of(CloneFlags::CLONE_NEWUSER)
+    }
+
+    /// The pid namespace that it joins.
+    pub(super) fn joined_pids(&self) -> Option<BorrowedFd<'_>> {
+        self.joined_of(CloneFlags::CLONE_NEWPID)
+    }
+
+    fn joined_of(&self, kind: CloneFlags) -> Option<BorrowedFd<'_>> {
+        self.joined
+            .iter()
+            .find(|(joined, _)| *joined == kind)
+            .map(|(_, fd)| fd.as_fd())
+    }
+
+    /// The kinds that a further process joins.
+    pub(crate) fn of_further_processes(&self) -> CloneFlags {
+        let always = CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWCGROUP;
+        let own = self.joined.iter().map(|(kind, _)| *kind);
+        let own = self.fresh | own.collect::<CloneFlags>();
+        always
+            | CloneFlags::from_bits_retain(
+                own.bits() & (CloneFlags::CLONE_NEWUSER.bits() | TIME.bits()),
+            )
     }
 
     /// Whether a new namespace of this kind is made.
@@ -160,22 +236,44 @@ impl Namespaces {
             || self.joined.iter().any(|(joined, _)| *joined == kind)
     }
 
-    /// In the agent: enters the pid namespace that the child is to be born in.
-    pub(super) fn enter_pid(&self) -> io::Result<Option<PidNamespace>> {
-        self.joined
-            .iter()
-            .find(|(kind, _)| *kind == CloneFlags::CLONE_NEWPID)
-            .map(|(_, namespace)| PidNamespace::enter(namespace.as_fd()))
-            .transpose()
+    /// The kinds that are the guest's own.
+    pub(crate) fn guests(&self) -> CloneFlags {
+        let all = KINDS.iter().map(|(_, kind)| *kind);
+        let joined = self.joined.iter().map(|(kind, _)| *kind);
+        all.collect::<CloneFlags>() - self.fresh - joined.collect()
     }
 
     /// The descriptors of the namespaces to be joined by the child.
     pub(super) fn joined(&self) -> impl Iterator<Item = (CloneFlags, &OwnedFd)> {
         self.joined
             .iter()
-            .filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWPID)
+            .filter(|(kind, _)| {
+                !matches!(*kind, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUSER)
+            })
             .map(|(kind, fd)| (*kind, fd))
     }
+}
+
+/// The ids of a container with its own user namespace, whose root must be somebody of the guest.
+fn mappings(linux: &Linux) -> Result<Mappings, Error> {
+    Mappings::new(&linux.uid_mappings, &linux.gid_mappings)
+        .filter(Mappings::has_root)
+        .ok_or(Error::Mappings)
+}
+
+/// `linux.timeOffsets` as the kernel reads them.
+fn time_offsets(linux: &Linux) -> Result<String, Error> {
+    let mut text = String::new();
+    for (clock, offset) in &linux.time_offsets {
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(Error::Clock(clock.clone()));
+        }
+        if offset.nanosecs >= 1_000_000_000 {
+            return Err(Error::Nanoseconds(offset.nanosecs));
+        }
+        text.push_str(&format!("{clock} {} {}\n", offset.secs, offset.nanosecs));
+    }
+    Ok(text)
 }
 
 fn join(
@@ -184,6 +282,9 @@ fn join(
     find: impl FnOnce(protocol::Namespace<'_>) -> Result<Join, Error>,
 ) -> Result<Join, Error> {
     let Some(named) = protocol::Namespace::parse(path) else {
+        if namespace.kind == "user" {
+            return Err(Error::ForeignUsers(path.to_owned()));
+        }
         return File::open(path)
             .map(|file| Join::Other(file.into()))
             .map_err(|source| Error::Open {
@@ -276,10 +377,28 @@ mod tests {
     }
 
     #[test]
+    fn the_clocks_of_a_time_namespace_are_written_as_the_kernel_reads_them() {
+        let of = |json: &str| {
+            Namespaces::parse(&serde_json::from_str(json).unwrap(), |_| Ok(Join::Guests))
+        };
+        let time = r#""namespaces":[{"type":"mount"},{"type":"time"}]"#;
+        let offsets =
+            r#""timeOffsets":{"boottime":{"secs":-5},"monotonic":{"secs":7,"nanosecs":9}}"#;
+        let namespaces = of(&format!("{{{time},{offsets}}}")).unwrap();
+        assert_eq!(namespaces.time_offsets(), "boottime -5 0\nmonotonic 7 9\n");
+        assert_eq!(namespaces.fresh(), CloneFlags::CLONE_NEWNS);
+        assert!(namespaces.of_further_processes().contains(TIME));
+        let without = format!(r#"{{"namespaces":[{{"type":"mount"}}],{offsets}}}"#);
+        assert!(matches!(of(&without), Err(Error::NoTime)));
+        let clock = format!(r#"{{{time},"timeOffsets":{{"realtime":{{"secs":1}}}}}}"#);
+        assert!(matches!(of(&clock), Err(Error::Clock(clock)) if clock == "realtime"));
+    }
+
+    #[test]
     fn what_cannot_be_made_is_refused_by_name() {
-        assert!(matches!(parse(&["mount", "time"]), Err(Error::Kind(kind)) if kind == "time"));
+        assert!(matches!(parse(&["mount", "x"]), Err(Error::Kind(kind)) if kind == "x"));
         assert!(matches!(parse(&["mount", "mount"]), Err(Error::Twice(_))));
         assert!(matches!(parse(&["pid"]), Err(Error::NoMounts)));
-        assert!(matches!(parse(&["mount", "user"]), Err(Error::Mappings(_))));
+        assert!(matches!(parse(&["mount", "user"]), Err(Error::Mappings)));
     }
 }

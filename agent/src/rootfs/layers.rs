@@ -3,11 +3,11 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use super::{Error, Scratch, Writes, attach, block, directory, doing, mounts};
-use crate::sys::FsContext;
+use crate::sys::{self, FsContext};
 
 /// The layers of a root.
 #[derive(Debug, Clone)]
@@ -53,8 +53,13 @@ pub(crate) enum Upper {
 const MOST: usize = 128;
 
 impl Layers {
-    /// Mounts them on top of each other.
-    pub(super) fn mount(&self, scratch: &Scratch) -> Result<OwnedFd, Error> {
+    /// Mounts them on top of each other. The ids of layers on devices are mapped as those of the
+    /// user namespace `users`.
+    pub(super) fn mount(
+        &self,
+        scratch: &Scratch,
+        users: Option<BorrowedFd<'_>>,
+    ) -> Result<OwnedFd, Error> {
         if self.lower.is_empty() || self.lower.len() > MOST {
             return Err(Error::Value {
                 field: "root.layers",
@@ -63,7 +68,7 @@ impl Layers {
             });
         }
         let [changes, work] = self.upper.mount(scratch)?;
-        let lower = self.mount_lower(scratch)?;
+        let lower = self.mount_lower(scratch, users)?;
         let mut options = vec![
             ("source", Some("overlay")),
             ("upperdir", Some(changes.as_str())),
@@ -86,9 +91,13 @@ impl Layers {
     }
 
     /// Mounts the read-only layers; answers where.
-    fn mount_lower(&self, scratch: &Scratch) -> Result<Vec<String>, Error> {
+    fn mount_lower(
+        &self,
+        scratch: &Scratch,
+        users: Option<BorrowedFd<'_>>,
+    ) -> Result<Vec<String>, Error> {
         if let [one] = &self.lower[..] {
-            one.mount(&scratch.lower)?;
+            one.mount(&scratch.lower, users)?;
             return Ok(vec![scratch.lower.clone()]);
         }
         let places = FsContext::open("tmpfs")
@@ -101,7 +110,7 @@ impl Layers {
             .map(|(number, layer)| {
                 let path = format!("{}/{number}", scratch.lower);
                 fs::create_dir(&path).map_err(doing("make the place for a layer"))?;
-                layer.mount(&path)?;
+                layer.mount(&path, users)?;
                 Ok(path)
             })
             .collect()
@@ -109,11 +118,18 @@ impl Layers {
 }
 
 impl Layer {
-    fn mount(&self, at: &str) -> Result<(), Error> {
+    fn mount(&self, at: &str, users: Option<BorrowedFd<'_>>) -> Result<(), Error> {
         let tree = match self {
-            Self::Directory(path) => directory(path),
-            Self::Block { device, filesystem } => block(device, filesystem, Writes::Never),
-        }?;
+            Self::Directory(path) => directory(path)?,
+            Self::Block { device, filesystem } => {
+                let tree = block(device, filesystem, Writes::Never)?;
+                if let Some(users) = users {
+                    sys::id_map(tree.as_fd(), false, users)
+                        .map_err(doing("map the ids of a lower layer"))?;
+                }
+                tree
+            }
+        };
         attach(tree.as_fd(), at).map_err(doing("attach a lower layer"))
     }
 }

@@ -3,13 +3,16 @@
 //! All of it is built in the container's own mount namespace, by the process
 //! that becomes the container's first; so it goes away with the container.
 
+mod copy;
 mod devices;
+mod granted;
 mod layers;
 mod mounts;
 mod options;
 pub(crate) mod path;
 
 pub(crate) use devices::open_master;
+pub(crate) use granted::{Given, Granted, Users};
 pub(crate) use layers::{Layer, Layers, Upper};
 
 use std::{
@@ -34,12 +37,13 @@ use crate::{
 
 /// Why a file tree could not be built.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// A step on the guest's side.
     #[error("cannot {doing}")]
     Step {
         /// What was being done.
         doing: String,
+        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -52,6 +56,7 @@ pub(crate) enum Error {
         destination: String,
         /// What the kernel said besides the error's number.
         hint: String,
+        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -129,30 +134,43 @@ impl Scratch {
 /// A built tree that has not been entered yet.
 pub(crate) struct Rootfs {
     root: OwnedFd,
+    /// `MS_...` and whether it goes to all below, which would keep the root from being entered.
+    propagation: Option<(u64, bool)>,
     /// The master side of the container's terminal.
     pub(crate) terminal: Option<OwnedFd>,
 }
 
 impl Rootfs {
-    /// Builds the tree of `spec` in this process's mount namespace, which must be its own.
+    /// Builds the tree of `spec` in this process's mount namespace, which must be its own; with
+    /// the mounts that were `given` to it.
     pub(crate) fn build(
         spec: &Spec,
         source: &Source,
         scratch: &Scratch,
         cgroup: &Path,
+        given: &Given,
     ) -> Result<Self, Error> {
         hold_back_propagation().map_err(doing("make the mounts of the guest slaves"))?;
         let held = match Guard::of(spec) {
             Guard::Mounts => libc::MOUNT_ATTR_NODEV,
             Guard::None | Guard::Program => 0,
         };
-        mount_root(source, scratch, held)?;
+        match given.root {
+            Some(root) => attach_root(root, scratch, held)?,
+            None => attach_root(open_root(source, scratch)?.as_fd(), scratch, held)?,
+        }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(scratch.root.as_str(), flags, Mode::empty())
             .map_err(io::Error::from)
             .map_err(doing("open the root"))?;
-        for mount in &spec.mounts {
-            mounts::mount(root.as_fd(), mount, &spec.linux, cgroup, held)?;
+        let surroundings = mounts::Surroundings {
+            root: root.as_fd(),
+            linux: &spec.linux,
+            cgroup,
+            held,
+        };
+        for (place, mount) in spec.mounts.iter().enumerate() {
+            mounts::mount(&surroundings, mount, given.mount(place))?;
         }
         devices::make(root.as_fd(), spec)?;
         let terminal = match &spec.process {
@@ -169,21 +187,34 @@ impl Rootfs {
         }
         mounts::hide(root.as_fd(), spec)?;
         mounts::seal(root.as_fd(), spec)?;
-        Ok(Self { root, terminal })
+        Ok(Self {
+            root,
+            propagation: mounts::root_propagation(&spec.linux)?,
+            terminal,
+        })
     }
 
     /// Makes the tree this process's root and lets go of the guest's.
     pub(crate) fn enter(&self) -> Result<(), Error> {
-        let step = doing("enter the root");
-        (|| {
+        let enter = || {
             fchdir(&self.root)?;
             // The old root ends up mounted over the new one and is taken off it.
             pivot_root(".", ".")?;
             umount2(".", MntFlags::MNT_DETACH)?;
             chdir("/")
-        })()
-        .map_err(io::Error::from)
-        .map_err(step)
+        };
+        enter()
+            .map_err(io::Error::from)
+            .map_err(doing("enter the root"))?;
+        let Some((propagation, recursive)) = self.propagation else {
+            return Ok(());
+        };
+        let attr = MountAttr {
+            propagation,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(self.root.as_fd(), recursive, &attr)
+            .map_err(doing("set the root's propagation"))
     }
 }
 
@@ -197,15 +228,18 @@ fn hold_back_propagation() -> io::Result<()> {
     sys::mount_setattr(root.as_fd(), true, &attr)
 }
 
-/// Mounts the root with the attributes `held` besides its own.
-fn mount_root(source: &Source, scratch: &Scratch, held: u64) -> Result<(), Error> {
-    let mount = match source {
+fn open_root(source: &Source, scratch: &Scratch) -> Result<OwnedFd, Error> {
+    match source {
         Source::Directory(path) => directory(path),
         Source::Block { device, filesystem } => block(device, filesystem, Writes::IfPossible),
-        Source::Layers(layers) => layers.mount(scratch),
-    }?;
-    mounts::hold(mount.as_fd(), held)
-        .and_then(|()| attach(mount.as_fd(), &scratch.root))
+        Source::Layers(layers) => layers.mount(scratch, None),
+    }
+}
+
+/// Attaches the root with the attributes `held` besides its own.
+fn attach_root(root: BorrowedFd<'_>, scratch: &Scratch, held: u64) -> Result<(), Error> {
+    mounts::hold(root, held)
+        .and_then(|()| attach(root, &scratch.root))
         .map_err(doing("attach the root"))
 }
 

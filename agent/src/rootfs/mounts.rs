@@ -13,7 +13,7 @@ use nix::{
 };
 
 use super::{
-    Error, doing, options,
+    Error, copy, doing, options,
     options::Options,
     path::{self, Missing},
 };
@@ -51,54 +51,171 @@ pub(super) fn hold(tree: BorrowedFd<'_>, held: u64) -> io::Result<()> {
     sys::mount_setattr(tree, true, &attr)
 }
 
-/// Mounts one of the configuration's `mounts` inside `root`; what is bound there from the guest
-/// gets the attributes `held` besides its own.
+/// Where mounts are made.
+pub(super) struct Surroundings<'a> {
+    /// The container's root.
+    pub(super) root: BorrowedFd<'a>,
+    /// The configuration around the mounts.
+    pub(super) linux: &'a Linux,
+    /// The container's cgroup.
+    pub(super) cgroup: &'a Path,
+    /// Attributes that everything bound from the guest gets besides its own.
+    pub(super) held: u64,
+}
+
+/// The options of a mount of the configuration.
+pub(super) fn options(mount: &spec::Mount) -> Result<Options, Error> {
+    options::parse(mount.options.iter().map(String::as_str))
+        .map_err(|option| unsupported(option, mount))
+}
+
+fn unsupported(option: &str, mount: &spec::Mount) -> Error {
+    Error::Option {
+        option: option.to_owned(),
+        destination: mount.destination.clone(),
+    }
+}
+
+/// Whether a mount takes a directory or file of the guest.
+pub(super) fn is_bind(mount: &spec::Mount, options: &Options) -> bool {
+    options.bind || mount.kind.as_deref().is_none_or(|kind| kind == "bind")
+}
+
+/// Mounts one of the configuration's `mounts`, of which the agent may have `given` the tree.
 pub(super) fn mount(
+    at: &Surroundings<'_>,
+    mount: &spec::Mount,
+    given: Option<BorrowedFd<'_>>,
+) -> Result<(), Error> {
+    let options = options(mount)?;
+    let is_bind = is_bind(mount, &options);
+    if is_bind && let Some(option) = options.not_of_a_bind() {
+        return Err(unsupported(option, mount));
+    }
+    if options.copy_up && (is_bind || mount.kind.as_deref() != Some("tmpfs")) {
+        return Err(unsupported("tmpcopyup", mount));
+    }
+    let mounted = if options.remount {
+        remount(at.root, mount, &options, is_bind)
+    } else {
+        let tree = match given {
+            Some(tree) => tree.try_clone_to_owned().map_err(plain),
+            None if is_bind => bind(source(mount), &options).map_err(plain),
+            None => new_tree(at, mount, &options),
+        };
+        tree.and_then(|tree| {
+            let held = if is_bind { at.held } else { 0 };
+            hold(tree.as_fd(), held)
+                .and_then(|()| set_attributes(tree.as_fd(), &options))
+                .and_then(|()| attach(at.root, tree.as_fd(), &mount.destination))
+                .map_err(plain)
+        })
+    };
+    mounted.map_err(|(error, hint)| Error::Mount {
+        what: match (source(mount), &mount.kind) {
+            ("", Some(kind)) => kind.clone(),
+            (source, _) => source.to_owned(),
+        },
+        destination: mount.destination.clone(),
+        hint,
+        source: error,
+    })
+}
+
+/// A failure, and what the kernel says of it.
+type Failure = (io::Error, String);
+
+fn plain(error: io::Error) -> Failure {
+    (error, String::new())
+}
+
+fn source(mount: &spec::Mount) -> &str {
+    mount.source.as_deref().unwrap_or_default()
+}
+
+/// A detached mount of a new file system.
+fn new_tree(
+    at: &Surroundings<'_>,
+    mount: &spec::Mount,
+    options: &Options,
+) -> Result<OwnedFd, Failure> {
+    let kind = mount.kind.as_deref().unwrap_or_default();
+    if kind == "cgroup" || kind == "cgroup2" {
+        return cgroup_tree(at.linux, at.cgroup, options);
+    }
+    let source = source(mount);
+    let named = if source.is_empty() { kind } else { source };
+    let mut data = vec![("source", Some(named))];
+    for (key, value) in &options.data {
+        match value.as_deref() {
+            // The kernel reads 255 bytes of a value, and layers one by one.
+            Some(layers) if kind == "overlay" && key == "lowerdir" && !layers.contains('\\') => {
+                data.extend(layers.split(':').map(|layer| ("lowerdir+", Some(layer))));
+            }
+            value => data.push((key, value)),
+        }
+    }
+    let asked = options.attr.set & libc::MOUNT_ATTR_RDONLY != 0;
+    if source.starts_with("/dev/") && (asked || is_read_only(source)) {
+        data.push(("ro", None));
+    }
+    if !options.copy_up {
+        return filesystem(kind, &data, options.attr.set);
+    }
+    let tree = filesystem(kind, &data, options.attr.set & !libc::MOUNT_ATTR_RDONLY)?;
+    copy_up(at.root, mount, tree.as_fd())
+        .and_then(|()| sys::mount_setattr(tree.as_fd(), false, &options.attr))
+        .map_err(plain)?;
+    Ok(tree)
+}
+
+/// Gives a new tmpfs what the container's directory holds that it is going to cover.
+fn copy_up(root: BorrowedFd<'_>, mount: &spec::Mount, tree: BorrowedFd<'_>) -> io::Result<()> {
+    match existing(root, &mount.destination)? {
+        Some(covered) if path::kind(covered.as_fd())? == SFlag::S_IFDIR => {
+            copy::contents(covered.as_fd(), tree)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Changes what is mounted at a mount's destination: a bind only there, a file system everywhere.
+fn remount(
     root: BorrowedFd<'_>,
     mount: &spec::Mount,
-    linux: &Linux,
-    cgroup: &Path,
-    held: u64,
-) -> Result<(), Error> {
-    let destination = mount.destination.as_str();
-    let options = options::parse(mount.options.iter().map(String::as_str)).map_err(|option| {
-        Error::Option {
-            option: option.to_owned(),
-            destination: destination.to_owned(),
-        }
-    })?;
-    let kind = mount.kind.as_deref().unwrap_or("bind");
-    let source = mount.source.as_deref().unwrap_or_default();
-    let tree = if options.bind || kind == "bind" {
-        bind(source, &options)
-            .and_then(|tree| hold(tree.as_fd(), held).map(|()| tree))
-            .map_err(|source_error| (source_error, String::new()))
-    } else if kind == "cgroup" || kind == "cgroup2" {
-        cgroup_tree(linux, cgroup, &options)
-    } else {
-        let mut data: Vec<_> = std::iter::once((
-            "source",
-            Some(if source.is_empty() { kind } else { source }),
-        ))
-        .chain(options.data.iter().map(|(k, v)| (k.as_str(), v.as_deref())))
-        .collect();
-        let asked = options.attr.set & libc::MOUNT_ATTR_RDONLY != 0;
-        if source.starts_with("/dev/") && (asked || is_read_only(source)) {
-            data.push(("ro", None));
-        }
-        filesystem(kind, &data, options.attr.set)
+    options: &Options,
+    is_bind: bool,
+) -> Result<(), Failure> {
+    let target = path::open(root, Path::new(&mount.destination), Missing::Fail).map_err(plain)?;
+    if !is_bind && !options.data.is_empty() {
+        let context = FsContext::pick(target.as_fd()).map_err(plain)?;
+        options
+            .data
+            .iter()
+            .try_for_each(|(key, value)| context.set(key, value.as_deref()))
+            .and_then(|()| context.reconfigure())
+            .map_err(|error| {
+                let hint = context.complaint().map(|text| format!(" ({text})"));
+                (error, hint.unwrap_or_default())
+            })?;
+    }
+    let change = |recursive, attr: &MountAttr| match attr {
+        attr if *attr == MountAttr::default() => Ok(()),
+        attr => sys::mount_setattr(target.as_fd(), recursive, attr),
     };
-    let attached = tree.and_then(|tree| {
-        set_attributes(tree.as_fd(), &options)
-            .and_then(|()| attach(root, tree.as_fd(), destination))
-            .map_err(|error| (error, String::new()))
-    });
-    attached.map_err(|(source_error, hint)| Error::Mount {
-        what: if source.is_empty() { kind } else { source }.to_owned(),
-        destination: destination.to_owned(),
-        hint,
-        source: source_error,
-    })
+    change(false, &options.attr)
+        .and_then(|()| change(true, &options.recursive_attr))
+        .and_then(|()| match options.propagation {
+            Some((propagation, recursive)) => {
+                let attr = MountAttr {
+                    propagation,
+                    ..MountAttr::default()
+                };
+                change(recursive, &attr)
+            }
+            None => Ok(()),
+        })
+        .map_err(plain)
 }
 
 /// Whether the guest's kernel knows the block device `device` as one that cannot be written.
@@ -111,7 +228,7 @@ pub(super) fn is_read_only(device: &str) -> bool {
 }
 
 /// A detached copy of the guest's `source`.
-fn bind(source: &str, options: &Options) -> io::Result<OwnedFd> {
+pub(super) fn bind(source: &str, options: &Options) -> io::Result<OwnedFd> {
     let source = CString::new(source)?;
     let source = open(
         source.as_c_str(),
@@ -226,37 +343,29 @@ fn existing(root: BorrowedFd<'_>, at: &str) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-const READ_ONLY: MountAttr = MountAttr {
-    set: libc::MOUNT_ATTR_RDONLY,
-    clear: 0,
-    propagation: 0,
-    userns_fd: 0,
-};
+const READ_ONLY: MountAttr = MountAttr::setting(libc::MOUNT_ATTR_RDONLY);
 
-/// Applies `root.readonly` and `linux.rootfsPropagation`.
+/// Applies `root.readonly`.
 pub(super) fn seal(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Error> {
     if spec.root.readonly {
         sys::mount_setattr(root, false, &READ_ONLY).map_err(doing("make the root read-only"))?;
     }
-    let Some(propagation) = spec
-        .linux
+    Ok(())
+}
+
+/// What `linux.rootfsPropagation` asks for: `MS_...`, and whether it goes to all below.
+pub(super) fn root_propagation(linux: &Linux) -> Result<Option<(u64, bool)>, Error> {
+    let Some(word) = linux
         .rootfs_propagation
         .as_deref()
         .filter(|p| !p.is_empty())
     else {
-        return Ok(());
+        return Ok(None);
     };
-    let parsed = options::parse([propagation])
-        .ok()
-        .and_then(|o| o.propagation);
-    let (propagation, recursive) = parsed.ok_or_else(|| Error::Value {
+    let parsed = options::parse([word]).ok().and_then(|o| o.propagation);
+    parsed.map(Some).ok_or_else(|| Error::Value {
         field: "linux.rootfsPropagation",
-        value: propagation.to_owned(),
+        value: word.to_owned(),
         reason: "it is one of private, shared, slave, unbindable, each alone or with an r before it",
-    })?;
-    let attr = MountAttr {
-        propagation,
-        ..MountAttr::default()
-    };
-    sys::mount_setattr(root, recursive, &attr).map_err(doing("set the root's propagation"))
+    })
 }

@@ -48,26 +48,21 @@ const PROPAGATION: &[(&str, u64, bool)] = &[
     ("runbindable", libc::MS_UNBINDABLE, true),
 ];
 
-/// Options that ask for what is so anyway.
+/// Options that change nothing: what they ask for is so anyway, or they are of no effect in the
+/// guest's kernel, whatever asks for them.
 const NOTHING: &[&str] = &[
     "defaults",
-    "async",
     "nomand",
     "loud",
+    "silent",
+    "acl",
+    "noacl",
+    "iversion",
     "noiversion",
-    "norelatime",
 ];
 
-/// Options that the agent cannot honour.
-const REFUSED: &[&str] = &[
-    "remount",
-    "tmpcopyup",
-    "copy-symlink",
-    "idmap",
-    "ridmap",
-    "mand",
-    "iversion",
-];
+/// Options of a file system as a whole. A bind does not have one, so they do not count there.
+const WHOLE: &[&str] = &["sync", "async", "dirsync", "lazytime", "nolazytime", "mand"];
 
 /// What the options of one mount ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -82,15 +77,31 @@ pub(crate) struct Options {
     pub(crate) recursive_bind: bool,
     /// `MS_...` and whether it goes to all below.
     pub(crate) propagation: Option<(u64, bool)>,
+    /// Whether what is mounted there changes, rather than something new being mounted.
+    pub(crate) remount: bool,
+    /// Whether a tmpfs begins with what is there already.
+    pub(crate) copy_up: bool,
+    /// Whether ids are mapped.
+    pub(crate) id_map: Option<IdMap>,
     /// What is left for the file system: keys, most with values.
     pub(crate) data: Vec<(String, Option<String>)>,
+}
+
+/// Which mounts of a bind have their ids mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdMap {
+    /// The one.
+    One,
+    /// And all below it.
+    All,
 }
 
 /// Parses `options`; the error is the option that cannot be honoured.
 pub(crate) fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Options, &'a str> {
     let mut parsed = Options::default();
     for option in options {
-        if REFUSED.contains(&option) {
+        // Links in the place of a mount are a matter of other runtimes' own.
+        if option == "copy-symlink" {
             return Err(option);
         }
         parsed.add(option);
@@ -103,6 +114,10 @@ impl Options {
         match option {
             "" => {}
             "bind" => self.bind = true,
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            "idmap" => self.id_map = Some(IdMap::One),
+            "ridmap" => self.id_map = Some(IdMap::All),
             "rbind" => {
                 self.bind = true;
                 self.recursive_bind = true;
@@ -125,6 +140,16 @@ impl Options {
                 }
             }
         }
+    }
+}
+
+impl Options {
+    /// The first option that a bind cannot have: one that is the file system's own.
+    pub(crate) fn not_of_a_bind(&self) -> Option<&str> {
+        self.data
+            .iter()
+            .map(|(key, _)| key.as_str())
+            .find(|key| !WHOLE.contains(key))
     }
 }
 
@@ -188,7 +213,30 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_named() {
-        assert_eq!(parse(["ro", "tmpcopyup"]), Err("tmpcopyup"));
+        assert_eq!(parse(["ro", "copy-symlink"]), Err("copy-symlink"));
+    }
+
+    #[test]
+    fn every_option_of_other_runtimes_is_understood() {
+        let all = "acl async atime bind defaults dev diratime dirsync exec iversion lazytime loud \
+                   mand noacl noatime nodev nodiratime noexec noiversion nolazytime nomand \
+                   norelatime nostrictatime nosuid nosymfollow private rbind relatime remount ro \
+                   rprivate rshared rslave runbindable rw shared silent slave strictatime suid \
+                   symfollow sync unbindable rro rrw rnosuid rsuid rnodev rdev rnoexec rexec \
+                   rnodiratime rdiratime rrelatime rnorelatime rnoatime ratime rstrictatime \
+                   rnostrictatime rnosymfollow rsymfollow tmpcopyup idmap ridmap";
+        let options = parse(all.split_whitespace()).unwrap();
+        let data: Vec<_> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+        assert!(data.iter().all(|key| WHOLE.contains(key)), "{data:?}");
+        assert_eq!(options.not_of_a_bind(), None);
+        assert!(options.remount && options.copy_up);
+        assert_eq!(options.id_map, Some(IdMap::All));
+    }
+
+    #[test]
+    fn a_bind_has_no_options_of_a_file_system() {
+        let options = parse(["rbind", "sync", "size=1m"]).unwrap();
+        assert_eq!(options.not_of_a_bind(), Some("size"));
     }
 
     proptest! {

@@ -17,10 +17,12 @@ use ttrpc::{
 
 use crate::{
     boot::Power,
+    causes,
     container::{self, Containers, Create, First},
     guest::{self, Guest},
     id::{self, ContainerId, ExecId},
     port::Port,
+    rootfs::Error as RootfsError,
     spec::{self, Spec},
 };
 
@@ -102,25 +104,21 @@ fn code(error: &Error) -> Code {
             | C::Pod(_)
             | C::Seccomp(_)
             | C::Launch(crate::launch::Error::Value { .. })
+            | C::Rootfs(RootfsError::Option { .. } | RootfsError::Value { .. })
             | C::Cgroup(crate::cgroup::Error::Value { .. } | crate::cgroup::Error::Path(_)) => {
                 Code::INVALID_ARGUMENT
             }
             C::ProgramRefused(_) => Code::PERMISSION_DENIED,
-            C::Launch(_) | C::Cgroup(_) | C::Process(_) | C::Step { .. } => Code::INTERNAL,
+            C::Launch(_) | C::Rootfs(_) | C::Cgroup(_) | C::Process(_) | C::Step { .. } => {
+                Code::INTERNAL
+            }
         },
     }
 }
 
 /// A failure as the host reads it: the code, and the error with its causes.
 fn status(error: &Error) -> ttrpc::Error {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code(error), text))
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code(error), causes::line(error)))
 }
 
 /// Runs a handler's body and turns its failure into a status.
@@ -165,12 +163,14 @@ impl Agent for Service {
             let create = if request.placeholder {
                 Create {
                     id,
+                    bundle: request.bundle,
                     spec: Spec::parse_placeholder(&request.spec)?,
                     first: None,
                 }
             } else {
                 Create {
                     id,
+                    bundle: request.bundle,
                     spec: Spec::parse(&request.spec)?,
                     first: Some(First {
                         source: convert::source(request.root.into_option())?,

@@ -36,10 +36,24 @@ pub struct Linux {
     pub mount_label: Option<String>,
     /// Cache allocation; refused.
     pub intel_rdt: Option<serde_json::Value>,
-    /// An execution domain other than the machine's; refused.
+    /// An execution domain other than the machine's.
     pub personality: Option<Personality>,
-    /// Clocks of a time namespace; refused.
-    pub time_offsets: BTreeMap<String, serde_json::Value>,
+    /// The memory nodes that memory comes from.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Network devices to move into the container; refused.
+    pub net_devices: BTreeMap<String, serde_json::Value>,
+    /// Clocks of a time namespace, `monotonic` and `boottime`.
+    pub time_offsets: BTreeMap<String, TimeOffset>,
+}
+
+/// One of `linux.timeOffsets`.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    /// Seconds.
+    pub secs: i64,
+    /// Nanoseconds, less than a second.
+    pub nanosecs: u32,
 }
 
 /// `linux.personality`.
@@ -48,6 +62,20 @@ pub struct Linux {
 pub struct Personality {
     /// `LINUX` or `LINUX32`.
     pub domain: String,
+    /// Refused: the specification names none.
+    pub flags: List<String>,
+}
+
+/// `linux.memoryPolicy`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct MemoryPolicy {
+    /// `MPOL_...`.
+    pub mode: String,
+    /// A list such as `0-3,7`.
+    pub nodes: String,
+    /// `MPOL_F_...`.
+    pub flags: List<String>,
 }
 
 /// One of `linux.uidMappings` or `linux.gidMappings`.

@@ -73,7 +73,14 @@ pub struct Spec {
     pub linux: Linux,
     /// Programs to run around the container's life.
     pub hooks: Hooks,
+    /// Any text, which hooks are told.
+    pub annotations: Annotations,
+    /// A virtual machine of the configuration's choice; refused.
+    pub vm: Option<serde_json::Value>,
 }
+
+/// `annotations`; `null` is none.
+pub type Annotations = Option<std::collections::BTreeMap<String, String>>;
 
 /// `root`.
 #[derive(Debug, Default, Deserialize)]
@@ -96,10 +103,10 @@ pub struct Mount {
     pub source: Option<String>,
     /// fstab-style options.
     pub options: List<String>,
-    /// Ids mapped on the mount.
-    pub uid_mappings: List<serde_json::Value>,
-    /// Ids mapped on the mount.
-    pub gid_mappings: List<serde_json::Value>,
+    /// Users mapped on the mount.
+    pub uid_mappings: List<IdMapping>,
+    /// Groups mapped on the mount.
+    pub gid_mappings: List<IdMapping>,
 }
 
 /// `hooks`: those that would run in the guest. The host runs the others.
@@ -107,9 +114,23 @@ pub struct Mount {
 #[serde(default, rename_all = "camelCase")]
 pub struct Hooks {
     /// Run in the container's namespaces before its root is entered.
-    pub create_container: List<serde_json::Value>,
+    pub create_container: List<Hook>,
     /// Run in the container before its process.
-    pub start_container: List<serde_json::Value>,
+    pub start_container: List<Hook>,
+}
+
+/// One of them.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct Hook {
+    /// The program.
+    pub path: String,
+    /// Its arguments, its name first.
+    pub args: List<String>,
+    /// Its environment, `NAME=value`.
+    pub env: List<String>,
+    /// Seconds after which it is ended; none where absent.
+    pub timeout: Option<i64>,
 }
 
 impl Spec {

@@ -32,13 +32,54 @@ pub struct Process {
     pub selinux_label: Option<String>,
     /// Who it runs as.
     pub user: User,
-    /// The CPU scheduler; refused.
-    pub scheduler: Option<serde_json::Value>,
-    /// The I/O priority; refused.
-    pub io_priority: Option<serde_json::Value>,
-    /// The CPUs an exec starts on; refused.
+    /// How it shares CPUs with others.
+    pub scheduler: Option<Scheduler>,
+    /// How it shares block devices with others.
+    pub io_priority: Option<IoPriority>,
+    /// The CPUs of a process that is added to a container; no matter for the first.
     #[serde(rename = "execCPUAffinity")]
-    pub exec_cpu_affinity: Option<serde_json::Value>,
+    pub exec_cpu_affinity: Option<ExecCpuAffinity>,
+}
+
+/// `process.scheduler`.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct Scheduler {
+    /// `SCHED_...`.
+    pub policy: String,
+    /// The nice value.
+    pub nice: Option<i32>,
+    /// The real-time priority.
+    pub priority: Option<i32>,
+    /// `SCHED_FLAG_...`.
+    pub flags: List<String>,
+    /// Nanoseconds of SCHED_DEADLINE.
+    pub runtime: Option<u64>,
+    /// Nanoseconds of SCHED_DEADLINE.
+    pub deadline: Option<u64>,
+    /// Nanoseconds of SCHED_DEADLINE.
+    pub period: Option<u64>,
+}
+
+/// `process.ioPriority`.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct IoPriority {
+    /// `IOPRIO_CLASS_...`.
+    pub class: String,
+    /// The level in it, 0 to 7.
+    pub priority: i32,
+}
+
+/// `process.execCPUAffinity`: lists such as `0-3,7`.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct ExecCpuAffinity {
+    /// While it is made.
+    pub initial: Option<String>,
+    /// When it executes its program.
+    #[serde(rename = "final")]
+    pub last: Option<String>,
 }
 
 /// `process.consoleSize`.
@@ -129,17 +170,6 @@ impl Process {
                 });
             }
         }
-        let refused = [
-            ("process.scheduler", &self.scheduler),
-            ("process.ioPriority", &self.io_priority),
-            ("process.execCPUAffinity", &self.exec_cpu_affinity),
-        ];
-        match refused.iter().find(|(_, value)| value.is_some()) {
-            Some((field, _)) => Err(Error::Unsupported {
-                field: (*field).into(),
-                reason: "leave it out",
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

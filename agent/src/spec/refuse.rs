@@ -3,7 +3,6 @@
 use super::{Error, Resources, Spec};
 
 const V1: &str = "it exists in cgroup v1 alone and the guest has v2; leave it out";
-const LATER: &str = "this agent does not implement it; leave it out";
 
 /// A property, whether it is there, and why it must not be.
 type Row = (&'static str, bool, &'static str);
@@ -23,25 +22,20 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), Error> {
     let linux = &spec.linux;
     first_of(&[
         (
-            "hooks.createContainer",
-            !spec.hooks.create_container.is_empty(),
-            LATER,
+            "linux.intelRdt",
+            linux.intel_rdt.is_some(),
+            "a virtual machine has no share of the processor's caches to give; leave it out",
         ),
         (
-            "hooks.startContainer",
-            !spec.hooks.start_container.is_empty(),
-            LATER,
+            "linux.netDevices",
+            !linux.net_devices.is_empty(),
+            "devices of the host's network cannot be moved into a virtual machine; attach them to the pod's network",
         ),
-        ("linux.intelRdt", linux.intel_rdt.is_some(), LATER),
         (
-            "linux.personality",
-            linux
-                .personality
-                .as_ref()
-                .is_some_and(|p| !matches!(p.domain.as_str(), "" | "LINUX")),
-            "only the domain LINUX is",
+            "vm",
+            spec.vm.is_some(),
+            "Bulkhead brings hypervisor, kernel and image of its own; leave it out",
         ),
-        ("linux.timeOffsets", !linux.time_offsets.is_empty(), LATER),
         (
             "linux.seccomp.listenerPath",
             linux
@@ -52,16 +46,7 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), Error> {
             "a process of the host cannot answer for the guest's kernel",
         ),
     ])?;
-    resources(&linux.resources)?;
-    for (index, mount) in spec.mounts.iter().enumerate() {
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(Error::Unsupported {
-                field: format!("mounts[{index}].uidMappings"),
-                reason: LATER,
-            });
-        }
-    }
-    Ok(())
+    resources(&linux.resources)
 }
 
 /// Fails for the first limit that the guest's kernel does not have.

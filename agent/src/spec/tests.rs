@@ -40,21 +40,31 @@ fn another_version_is_refused() {
 fn what_is_not_implemented_is_refused_by_name() {
     for (rest, field) in [
         (r#","linux":{"intelRdt":{}}"#, "linux.intelRdt"),
+        (r#","linux":{"netDevices":{"eth1":{}}}"#, "linux.netDevices"),
+        (r#","vm":{"kernel":{"path":"/x"}}"#, "vm"),
         (
-            r#","linux":{"personality":{"domain":"LINUX32"}}"#,
-            "linux.personality",
+            r#","linux":{"seccomp":{"listenerPath":"/run/x"}}"#,
+            "linux.seccomp.listenerPath",
         ),
         (
-            r#","hooks":{"startContainer":[{"path":"/x"}]}"#,
-            "hooks.startContainer",
+            r#","linux":{"resources":{"network":{"classID":1}}}"#,
+            "linux.resources.network",
+        ),
+        (
+            r#","linux":{"resources":{"memory":{"disableOOMKiller":true}}}"#,
+            "linux.resources.memory.disableOOMKiller",
+        ),
+        (
+            r#","linux":{"resources":{"cpu":{"realtimeRuntime":1}}}"#,
+            "linux.resources.cpu.realtimeRuntime",
+        ),
+        (
+            r#","linux":{"resources":{"blockIO":{"leafWeight":10}}}"#,
+            "linux.resources.blockIO.leafWeight",
         ),
         (
             r#","linux":{"resources":{"memory":{"swappiness":1}}}"#,
             "linux.resources.memory.swappiness",
-        ),
-        (
-            r#","mounts":[{"destination":"/a","uidMappings":[{}]}]"#,
-            "mounts[0].uidMappings",
         ),
     ] {
         let text = with(rest).unwrap_err().to_string();

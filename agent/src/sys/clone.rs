@@ -38,9 +38,18 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The child of a process with threads may not allocate or lock; so this
 /// refuses unless the caller is the only thread of its process.
 pub(crate) fn clone3(flags: &CloneFlags<'_>) -> io::Result<Forked> {
+    clone(flags, 0, libc::SIGCHLD as u64)
+}
+
+/// Makes a child of the parent of this process, whose end is told as this one's would be.
+pub(crate) fn clone_sibling(flags: &CloneFlags<'_>) -> io::Result<Forked> {
+    clone(flags, libc::CLONE_PARENT as u64, 0)
+}
+
+fn clone(flags: &CloneFlags<'_>, more: u64, exit_signal: u64) -> io::Result<Forked> {
     require_one_thread()?;
     let mut pidfd: RawFd = -1;
-    let mut bits = flags.namespaces.bits() as u32 as u64 | libc::CLONE_PIDFD as u64;
+    let mut bits = flags.namespaces.bits() as u32 as u64 | libc::CLONE_PIDFD as u64 | more;
     if flags.cgroup.is_some() {
         bits |= CLONE_INTO_CGROUP;
     }
@@ -49,7 +58,7 @@ pub(crate) fn clone3(flags: &CloneFlags<'_>) -> io::Result<Forked> {
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal,
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -109,6 +118,14 @@ pub(crate) fn be_first_process() -> ! {
     loop {
         nix::unistd::pause();
     }
+}
+
+/// A descriptor of the process `pid`.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers.
+    let fd = checked(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Sends `signal` to the process of `pidfd`.

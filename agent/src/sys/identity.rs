@@ -71,6 +71,15 @@ pub(crate) fn forbid_inspection() -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
 }
 
+/// Calls `act` while this process's own files in /proc are its user's, which root of a user
+/// namespace needs to write them.
+pub(crate) fn inspectable<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    prctl(libc::PR_SET_DUMPABLE, 1, 0)?;
+    let answer = act();
+    forbid_inspection()?;
+    answer
+}
+
 /// Sets the effective, permitted and inheritable capabilities of this thread.
 pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     let mut header = HEADER;

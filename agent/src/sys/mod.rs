@@ -10,21 +10,27 @@ mod clone;
 mod identity;
 mod machine;
 mod mount;
+mod schedule;
 mod socket;
 mod terminal;
 
 pub(crate) use bpf::attach_device_program;
 pub(crate) use clone::{
-    CloneFlags, Forked, be_first_process, clone3, kill, pidfd_send_signal, wait_any,
+    CloneFlags, Forked, be_first_process, clone_sibling, clone3, kill, pidfd_open,
+    pidfd_send_signal, wait_any,
 };
 pub(crate) use identity::{
-    capset, drop_bounding, forbid_inspection, install_seccomp, keep_capabilities, last_capability,
-    no_new_privileges, permitted, raise_ambient,
+    capset, drop_bounding, forbid_inspection, inspectable, install_seccomp, keep_capabilities,
+    last_capability, no_new_privileges, permitted, raise_ambient,
 };
 pub(crate) use machine::{
     MAX_ENTROPY, add_entropy, boottime_ns, ignore_broken_pipes, reset_signals, set_domain_name,
 };
-pub(crate) use mount::{FsContext, MountAttr, mount_setattr, move_mount, open_tree};
+pub(crate) use mount::{FsContext, MountAttr, id_map, mount_setattr, move_mount, open_tree};
+pub(crate) use schedule::{
+    SchedulerAttributes, join_new_keyring, set_affinity, set_io_priority, set_memory_policy,
+    set_personality, set_scheduler,
+};
 pub(crate) use socket::{
     accept, arrange, arranged, become_stdio, exit_now, is_open, loopback_up, receive, splice, watch,
 };

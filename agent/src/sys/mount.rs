@@ -18,8 +18,34 @@ pub(crate) struct MountAttr {
     pub(crate) clear: u64,
     /// One of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`, or 0.
     pub(crate) propagation: u64,
-    /// A user namespace for an id-mapped mount; unused.
+    /// A user namespace for an id-mapped mount, set by [`id_map`].
     pub(crate) userns_fd: u64,
+}
+
+impl MountAttr {
+    /// One that sets the attributes `set` and nothing else.
+    pub(crate) const fn setting(set: u64) -> Self {
+        Self {
+            set,
+            clear: 0,
+            propagation: 0,
+            userns_fd: 0,
+        }
+    }
+}
+
+/// Maps the ids of the mount `mount`, and of all below it when `recursive`, as `users` does.
+pub(crate) fn id_map(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    users: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_IDMAP,
+        userns_fd: users.as_raw_fd() as u64,
+        ..MountAttr::default()
+    };
+    mount_setattr(mount, recursive, &attr)
 }
 
 /// Changes attributes of the mount `mount`, and of all below it when `recursive`.
@@ -98,6 +124,22 @@ impl FsContext {
         })?;
         // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Opens the file system that is mounted at `mount`, to change it.
+    pub(crate) fn pick(mount: BorrowedFd<'_>) -> io::Result<Self> {
+        let flags = libc::FSPICK_EMPTY_PATH | libc::FSPICK_CLOEXEC;
+        // SAFETY: the path is a C string.
+        let fd = checked(unsafe {
+            libc::syscall(libc::SYS_fspick, mount.as_raw_fd(), c"".as_ptr(), flags)
+        })?;
+        // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Changes the file system as set.
+    pub(crate) fn reconfigure(&self) -> io::Result<()> {
+        self.configure(libc::FSCONFIG_CMD_RECONFIGURE, None, None)
     }
 
     /// Sets `key`, to `value` or as a flag.

@@ -32,7 +32,11 @@ pub(crate) fn serve(directory: &Path) -> ! {
     let plain = MsFlags::empty();
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).expect("private mounts");
     mount(Some("proc"), "/proc", Some("proc"), plain, none).expect("proc");
-    mount(Some("cgroup2"), cgroup::ROOT, Some("cgroup2"), plain, none).expect("cgroup2");
+    match mount(Some("cgroup2"), cgroup::ROOT, Some("cgroup2"), plain, none) {
+        // It is there already, and the only one.
+        Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
+        Err(error) => panic!("cgroup2: {error}"),
+    }
     mount(Some("tmpfs"), "/run", Some("tmpfs"), plain, none).expect("a tmpfs");
     let rpc = port::unix(&directory.join("rpc")).expect("a socket");
     let streams = port::unix(&directory.join("streams")).expect("a socket");

@@ -13,6 +13,7 @@ macro_rules! stories {
 
 mod limits;
 mod pods;
+mod specification;
 mod stories;
 
 use std::{future::Future, pin::Pin, process::ExitCode};
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     let mut failed = 0;
-    let mut all: Vec<_> = [stories::ALL, pods::ALL].concat();
+    let mut all: Vec<_> = [stories::ALL, specification::ALL, pods::ALL].concat();
     if limits::can_run() {
         all.extend(limits::ALL);
     } else {

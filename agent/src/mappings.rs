@@ -1,9 +1,19 @@
-//! Which ids of a container's user namespace are which of the guest.
+//! Which ids of a container's user namespace, or of an id-mapped mount, are
+//! which of the guest.
 
-use std::{fmt::Write as _, fs, io};
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
-use super::namespaces::Error;
-use crate::spec::{IdMapping, Linux};
+use nix::sched::CloneFlags as Namespaces;
+
+use crate::{
+    spec::IdMapping,
+    sys::{self, CloneFlags, Forked},
+};
 
 /// The kernel's limit of lines.
 const MOST: usize = 340;
@@ -16,21 +26,36 @@ pub(crate) struct Mappings {
 }
 
 impl Mappings {
-    /// Reads `linux.uidMappings` and `linux.gidMappings` of a container with its own user
-    /// namespace, whose root must be somebody of the guest.
-    pub(super) fn parse(linux: &Linux) -> Result<Self, Error> {
-        for (field, mappings) in [
-            ("linux.uidMappings", &linux.uid_mappings),
-            ("linux.gidMappings", &linux.gid_mappings),
-        ] {
-            if mappings.len() > MOST || outside(mappings, 0).is_none() {
-                return Err(Error::Mappings(field));
+    /// Ids of a namespace; nothing if there are none, or more than the kernel takes.
+    pub(crate) fn new(uids: &[IdMapping], gids: &[IdMapping]) -> Option<Self> {
+        let fits = |mappings: &[IdMapping]| (1..=MOST).contains(&mappings.len());
+        (fits(uids) && fits(gids)).then(|| Self {
+            uids: uids.to_vec(),
+            gids: gids.to_vec(),
+        })
+    }
+
+    /// Whether the namespace has a root, user and group, who is somebody of the guest.
+    pub(crate) fn has_root(&self) -> bool {
+        outside(&self.uids, 0).is_some() && outside(&self.gids, 0).is_some()
+    }
+
+    /// A user namespace of these ids without a process, for id-mapped mounts.
+    pub(crate) fn namespace(&self) -> io::Result<OwnedFd> {
+        let flags = CloneFlags {
+            namespaces: Namespaces::CLONE_NEWUSER,
+            cgroup: None,
+        };
+        match sys::clone3(&flags)? {
+            Forked::Child => sys::be_first_process(),
+            Forked::Parent { pid, pidfd } => {
+                let namespace = self
+                    .write(pid)
+                    .and_then(|()| File::open(format!("/proc/{pid}/ns/user")));
+                sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+                namespace.map(Into::into)
             }
         }
-        Ok(Self {
-            uids: linux.uid_mappings.0.clone(),
-            gids: linux.gid_mappings.0.clone(),
-        })
     }
 
     /// The guest's id of the container's user `uid`.
@@ -39,7 +64,7 @@ impl Mappings {
     }
 
     /// Sets the ids of the namespace that the process `pid` is the first of.
-    pub(super) fn write(&self, pid: i32) -> io::Result<()> {
+    pub(crate) fn write(&self, pid: i32) -> io::Result<()> {
         fs::write(format!("/proc/{pid}/uid_map"), text(&self.uids))?;
         fs::write(format!("/proc/{pid}/gid_map"), text(&self.gids))
     }
@@ -95,8 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn a_container_without_a_root_is_refused() {
-        assert!(Mappings::parse(&Linux::default()).is_err());
+    fn a_namespace_without_ids_is_none() {
+        assert!(Mappings::new(&[], &[mapping(0, 1, 1)]).is_none());
+        let without_root = Mappings::new(&[mapping(1, 1, 1)], &[mapping(0, 1, 1)]);
+        assert!(!without_root.unwrap().has_root());
     }
 
     proptest! {
