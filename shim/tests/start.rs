@@ -176,7 +176,7 @@ async fn bytes_go_through_the_guest_and_come_back() {
     let stdio = Stdio {
         stdin: Some(OwnedFd::from(input)),
         stdout: Some(OwnedFd::from(output)),
-        stderr: None,
+        ..Stdio::default()
     };
     let status = run(&pod, host.container("web", &["cat"], stdio)).await;
     assert_eq!(status.expect("ran"), 0);

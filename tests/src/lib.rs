@@ -1,5 +1,4 @@
-//! What the system tests share.
+//! Helpers of the system tests, which drive Bulkhead from outside on real KVM.
 
-pub mod client;
 pub mod container;
 pub mod guest;

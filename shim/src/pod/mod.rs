@@ -36,7 +36,7 @@ mod root;
 
 pub use error::{Error, Kind};
 pub use event::Event;
-pub use process::{ExecId, Exit, ProcessId, Status, Stdio};
+pub use process::{Ending, ExecId, Exit, ProcessId, Status, Stdio};
 pub use root::{Mount, Root};
 
 use self::process::{Process, watch};
@@ -166,6 +166,7 @@ impl Pod {
         let mut place = self.sandbox.place()?;
         let places = put(&mut place, &new).await?;
         let terminal = new.bundle.terminal();
+        let ending = new.stdio.ending;
         let wiring = new.stdio.wire(terminal).map_err(Error::Streams)?;
         let spec = new.bundle.for_guest(&places, new.terminal_size);
         let mut request = CreateContainerRequest {
@@ -190,7 +191,7 @@ impl Pod {
         let (_, streams, _) = tokio::try_join!(self.configure(), opening, creation)?;
         let id = ProcessId::first(new.id.clone());
         let pid = new.pid.unwrap_or(self.sandbox.vmm_pid());
-        let process = Process::new(id, pid, terminal, streams);
+        let process = Process::new(id, pid, terminal, (streams, ending));
         reserved.keep(Container {
             first: process.clone(),
             execs: HashMap::new(),
@@ -216,6 +217,7 @@ impl Pod {
         let reserved = self.reserve_exec(which)?;
         bundle::process_for_guest(&mut process, None);
         let terminal = process.get("terminal").and_then(Value::as_bool) == Some(true);
+        let ending = stdio.ending;
         let wiring = stdio.wire(terminal).map_err(Error::Streams)?;
         let request = ExecProcessRequest {
             container_id: which.container.to_string(),
@@ -233,7 +235,7 @@ impl Pod {
         let opening = async { Ok(wiring.open(&self.sandbox).await?) };
         let (streams, _) = tokio::try_join!(opening, creation)?;
         let pid = pid.unwrap_or(self.sandbox.vmm_pid());
-        let process = Process::new(which.clone(), pid, terminal, streams);
+        let process = Process::new(which.clone(), pid, terminal, (streams, ending));
         reserved.keep(process.clone())?;
         self.tell(Event::ExecAdded {
             process: which.clone(),
@@ -374,6 +376,7 @@ impl Pod {
             // What is left of it in the guest goes with the guest.
             tracing::debug!(process = %which, %error, "the guest did not remove a process");
         }
+        process.written().await;
         process.close();
         if self.forget(which) {
             self.tell(Event::Delete {

@@ -25,7 +25,7 @@ use std::{
 use protocol::agent::{WaitProcessRequest, WaitProcessResponse};
 use tokio::{
     sync::{Notify, broadcast, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::Event;
@@ -44,6 +44,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long after an exec's end its output may take: what it left running in the container may
 /// hold its streams for ever.
 const EXEC_LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long the output of a process may still take when it is removed, where its end did not wait
+/// for it.
+const REMOVAL: Duration = Duration::from_secs(10);
 
 /// The name of an exec, unique in its container.
 pub type ExecId = ContainerId;
@@ -88,6 +92,18 @@ pub struct Stdio {
     pub stdout: Option<OwnedFd>,
     /// Where its errors go; unused with a terminal.
     pub stderr: Option<OwnedFd>,
+    /// When the process's end is told.
+    pub ending: Ending,
+}
+
+/// When a process's end is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// When its output was written, too: who waited for the end then has all of it.
+    #[default]
+    Written,
+    /// At once: who reads the output sees its end by itself, or never comes.
+    Ended,
 }
 
 impl Stdio {
@@ -104,7 +120,7 @@ impl Stdio {
         Ok(Self {
             stdin: Some(side.try_clone()?),
             stdout: Some(side),
-            stderr: None,
+            ..Self::default()
         })
     }
 }
@@ -156,6 +172,7 @@ pub(super) struct Process {
     pub(super) pid: u32,
     status: watch::Sender<Status>,
     streams: Mutex<Carried>,
+    ending: Ending,
     /// Held while it is being started, so that its end is told after its start.
     pub(super) starting: tokio::sync::Mutex<()>,
     /// Told when a SIGKILL was sent to it, or any signal when only its output was left.
@@ -173,13 +190,19 @@ enum Carried {
 }
 
 impl Process {
-    pub(super) fn new(id: ProcessId, pid: u32, terminal: bool, streams: Streams) -> Arc<Self> {
+    pub(super) fn new(
+        id: ProcessId,
+        pid: u32,
+        terminal: bool,
+        (streams, ending): (Streams, Ending),
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             terminal,
             pid,
             status: watch::channel(Status::Created).0,
             streams: Mutex::new(Carried::Waiting(streams)),
+            ending,
             starting: tokio::sync::Mutex::new(()),
             killed: Notify::new(),
             draining: AtomicBool::new(false),
@@ -228,6 +251,17 @@ impl Process {
     pub(super) fn close_stdin(&self) {
         if let Carried::Under(pumps) = &*self.carried() {
             pumps.close_input();
+        }
+    }
+
+    /// Waits until the output of a process that is removed was written, where its end did not wait.
+    pub(super) async fn written(&self) {
+        let pumps = match (self.ending, &*self.carried()) {
+            (Ending::Ended, Carried::Under(pumps)) => pumps.clone(),
+            _ => return,
+        };
+        if timeout(REMOVAL, pumps.drained()).await.is_err() {
+            tracing::warn!(process = %self.id, "it is removed before all of its output was read");
         }
     }
 
@@ -289,7 +323,8 @@ pub(super) async fn watch(
         }
     };
     let _started = process.starting.lock().await;
-    if !matches!(ended, Err(sandbox::Error::Death { .. })) {
+    let lives = !matches!(ended, Err(sandbox::Error::Death { .. }));
+    if lives && process.ending == Ending::Written {
         process.draining.store(true, Ordering::Relaxed);
         process.drained().await;
     }
@@ -326,7 +361,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn what_has_ended_stays_so() {
         let id = ProcessId::first(ContainerId::parse("web").expect("a name"));
-        let process = Process::new(id, 1, false, Streams::default());
+        let streams = (Streams::default(), Ending::default());
+        let process = Process::new(id, 1, false, streams);
         assert_eq!(process.status().word(), "created");
         let exit = Exit {
             status: 3,

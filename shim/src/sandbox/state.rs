@@ -127,6 +127,29 @@ impl StateDir {
         })
     }
 
+    /// Removes what a killed owner left under this name. What has an owner is its owner's.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn undo(root: &Path, namespace: &Namespace, id: &ContainerId) -> Result<(), Error> {
+        let namespace_path = root.join(namespace.as_str());
+        let parent = match File::open(&namespace_path) {
+            Ok(parent) => parent,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed("open", &namespace_path)(error)),
+        };
+        let _turn = Flock::lock(parent, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| failed("lock", &namespace_path)(errno.into()))?;
+        let path = namespace_path.join(id.as_str());
+        if !path.exists() {
+            return Ok(());
+        }
+        match undo_leftover(&path, id) {
+            Err(Error::Exists { .. }) => Ok(()),
+            undone => undone,
+        }
+    }
+
     fn fill(path: PathBuf) -> Result<Self, Error> {
         let directory = File::open(&path).map_err(failed("open", &path))?;
         let file = path.join(JOURNAL);
@@ -322,6 +345,22 @@ mod tests {
         fs::write(leftover.join(JOURNAL), "{}\n").expect("written");
         let state = StateDir::create(root.path(), &namespace, &id).expect("made");
         assert!(!state.path().join("deep").exists());
+    }
+
+    #[test]
+    fn a_leftover_is_undone_by_name_and_what_has_an_owner_is_not() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let undo = || StateDir::undo(root.path(), &namespace, &id).expect("undone");
+        undo();
+        let state = StateDir::create(root.path(), &namespace, &id).expect("made");
+        let path = state.path().to_owned();
+        undo();
+        assert!(path.exists());
+        drop(state);
+        fs::create_dir_all(path.join("deep")).expect("made");
+        undo();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -30,7 +30,7 @@ const NEWEST: u32 = 3;
 const OLDEST: u32 = 2;
 
 /// Where shims' sockets are where nobody says otherwise.
-const SOCKETS: &str = "/run/containerd/s";
+pub(super) const SOCKETS: &str = "/run/containerd/s";
 
 /// The log level from which on developers' lines are wanted.
 const DEBUG: i32 = -4;

@@ -15,7 +15,17 @@ pub mod bootstrap;
 pub mod options;
 pub mod socket;
 pub mod start;
-pub mod stdio;
 
+mod books;
+mod boot;
+pub mod daemon;
 pub mod events;
+mod failure;
+mod metrics;
+mod service;
+pub mod stdio;
+mod tasks;
+
+pub mod delete;
+pub mod info;
 mod proto;

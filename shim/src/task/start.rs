@@ -28,7 +28,7 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// The file from which a containerd that was restarted learns where the shim is.
-const ADDRESS: &str = "address";
+pub(super) const ADDRESS: &str = "address";
 
 /// The pipe that containerd reads log lines from.
 const LOG: &str = "log";

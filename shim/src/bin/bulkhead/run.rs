@@ -99,6 +99,7 @@ fn inherited() -> io::Result<Stdio> {
         stdin: Some(io::stdin().as_fd().try_clone_to_owned()?),
         stdout: Some(io::stdout().as_fd().try_clone_to_owned()?),
         stderr: Some(io::stderr().as_fd().try_clone_to_owned()?),
+        ..Stdio::default()
     })
 }
 
