@@ -1,4 +1,5 @@
-//! Helpers of the system tests, which drive Bulkhead from outside on real KVM.
+//! What the system tests share.
 
+pub mod client;
 pub mod container;
 pub mod guest;

@@ -1,7 +1,10 @@
 //! The tiers of tests: unit and doc tests on this host, system tests where KVM works.
 //!
-//! The system tests are compiled here and only run in the lab, whose processor is emulated.
-//! A tier that fails ends the run, so that the last lines are always the failing runner's.
+//! The system tests are compiled here and only run in the lab, whose processor is emulated; there
+//! in two labs at a time. A tier that fails ends the run, so that the last lines are always the
+//! failing runner's.
+
+mod labs;
 
 use std::path::PathBuf;
 
@@ -70,12 +73,19 @@ fn system(project: &Project) -> Result<()> {
     }
     let place = Place::find(project)?;
     place.announce("the system tests");
-    run(place
-        .command(&["--timeout", LAB_TIMEOUT_S, "--disk", "4G"], "sh")
-        .args(["-c", RUN_EACH, "sh"])
-        .args(tests)
-        .current_dir(&project.root)
-        .env("BULKHEAD_PREFIX", project.prefix()))
+    let command = |programs: &[PathBuf]| {
+        let mut command = place.command(&["--timeout", LAB_TIMEOUT_S, "--disk", "4G"], "sh");
+        command
+            .args(["-c", RUN_EACH, "sh"])
+            .args(programs)
+            .current_dir(&project.root)
+            .env("BULKHEAD_PREFIX", project.prefix());
+        command
+    };
+    match place {
+        Place::Here => run(&mut command(&tests)),
+        Place::Lab { .. } => labs::run(tests, command),
+    }
 }
 
 /// Compiles the system tests' programs of one kind (`test` or `bench`) and returns where they are.
