@@ -1,16 +1,18 @@
 #!/bin/sh
 # build.sh - the guest kernel, in two steps, from Debian's kernel source package.
 #
-#   build.sh configure WORK FRAGMENT...   unpack the source into WORK, write WORK/out/.config
+#   build.sh configure WORK FRAGMENT...   unpack the source into WORK, apply patches/*.patch,
+#                                         write WORK/out/.config
 #   build.sh compile WORK JOBS            WORK/out/vmlinux, stripped to WORK/vmlinux
 #
 # Between the two, `cargo xtask kernel` checks that every requested option survived.
-# The result depends on this script, the fragments, the source package and the compiler,
-# and on nothing else: not on the time, the machine, the user or the place of WORK.
+# The result depends on this script, the patches, the fragments, the source package and the
+# compiler, and on nothing else: not on the time, the machine, the user or the place of WORK.
 set -eu
 export LC_ALL=C
 
 tarball=/usr/src/linux-source-6.12.tar.xz
+patches=$(dirname "$0")/patches
 export KBUILD_BUILD_TIMESTAMP='2024-01-01 00:00:00 UTC'
 export KBUILD_BUILD_USER=bulkhead KBUILD_BUILD_HOST=bulkhead KBUILD_BUILD_VERSION=1
 
@@ -38,6 +40,12 @@ configure)
     mkdir -p "$work/out"
     prune >"$work/prune"
     xz -T0 -dc "$tarball" | tar -x -C "$work" --wildcards --wildcards-match-slash -X "$work/prune"
+    for patch in "$patches"/*.patch; do
+        patch -s -p1 --fuzz=0 --no-backup-if-mismatch -d "$work/linux-source-6.12" <"$patch" || {
+            echo "build.sh: ${patch##*/} does not apply to $tarball" >&2
+            exit 1
+        }
+    done
     cat "$@" >"$work/fragments.config"
     make -s -C "$work/linux-source-6.12" O="$work/out" \
         KCONFIG_ALLCONFIG="$work/fragments.config" allnoconfig

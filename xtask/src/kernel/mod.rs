@@ -1,8 +1,9 @@
 //! The guest kernel: built once for each set of inputs, then taken from the cache.
 //!
-//! The inputs are the fragments' options (not their comments), the build script, the source
-//! package and the compiler; their hash names the cache entry. A build is checked twice: every requested option must have
-//! survived Kconfig, and the result must be there. See `guest-kernel/README.md`.
+//! The inputs are the fragments' options (not their comments), the patches, the build script, the
+//! source package and the compiler; their hash names the cache entry. A build is checked twice:
+//! every requested option must have survived Kconfig, and the result must be there. See
+//! `guest-kernel/README.md`.
 
 mod fragment;
 
@@ -54,17 +55,15 @@ pub(crate) fn build(project: &Project) -> Result<Kernel> {
 /// What of `guest-kernel` a kernel is made from.
 struct Source {
     script: PathBuf,
+    /// Applied by the script, in this order.
+    patches: Vec<PathBuf>,
     fragments: Vec<PathBuf>,
     options: Fragments,
 }
 
 impl Source {
     fn read(dir: &Path) -> Result<Self> {
-        let list = dir.join("fragments");
-        let mut fragments: Vec<PathBuf> = fs::read_dir(&list)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-            .with_context(|| format!("cannot list {}", list.display()))?;
-        fragments.sort();
+        let fragments = list(&dir.join("fragments"))?;
         let mut options = Fragments::default();
         for path in &fragments {
             options
@@ -73,6 +72,7 @@ impl Source {
         }
         Ok(Self {
             script: dir.join("build.sh"),
+            patches: list(&dir.join("patches"))?,
             fragments,
             options,
         })
@@ -83,6 +83,9 @@ impl Source {
         let mut hash = Sha256::new();
         hash.update(self.options.to_string());
         hash.update(read(&self.script)?);
+        for patch in &self.patches {
+            hash.update(read(patch)?);
+        }
         hash.update(source_version()?);
         for tool in ["gcc", "ld"] {
             hash.update(output(Command::new(tool).arg("--version"))?);
@@ -94,6 +97,15 @@ impl Source {
             .map(|byte| format!("{byte:02x}"))
             .collect())
     }
+}
+
+/// The files of a directory, sorted.
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .with_context(|| format!("cannot list {}", dir.display()))?;
+    files.sort();
+    Ok(files)
 }
 
 fn source_version() -> Result<String> {
@@ -163,4 +175,22 @@ fn store(work: &Path, entry: &Path) -> Result<()> {
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_patch_opens_with_its_reason_and_its_licence() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel");
+        let source = Source::read(&dir).unwrap();
+        assert!(!source.patches.is_empty());
+        for patch in source.patches {
+            let text = read(&patch).unwrap();
+            let (reason, _) = text.split_once("\n--- a/").unwrap();
+            assert!(reason.lines().count() > 4, "{}", patch.display());
+            assert!(reason.contains("\nLicence: GPL-2.0"), "{}", patch.display());
+        }
+    }
 }
