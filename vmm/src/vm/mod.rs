@@ -315,13 +315,13 @@ fn load_kernel(
     console_log: Option<&MmapRegion>,
     root: Option<Placed>,
 ) -> Result<boot::Entry, Error> {
-    let mut kernel = File::from(descriptors.take("boot.kernel", &config.boot.kernel)?);
+    let kernel = File::from(descriptors.take("boot.kernel", &config.boot.kernel)?);
     let mut initrd = match &config.boot.initrd {
         Some(resource) => Some(File::from(descriptors.take("boot.initrd", resource)?)),
         None => None,
     };
     let mut cmdline = config.boot.cmdline.clone();
-    cmdline.push_str(for_this_machine(config.cpus));
+    cmdline.push_str(FOR_THIS_MACHINE);
     if let Some(log) = console_log {
         cmdline.push_str(&ramoops(log.size()));
     }
@@ -330,7 +330,7 @@ fn load_kernel(
         source,
     })?;
     let boot = boot::Boot {
-        kernel: &mut kernel,
+        kernel: &kernel,
         initrd: initrd.as_mut(),
         cmdline: &cmdline,
         cpus: config.cpus,
@@ -342,14 +342,8 @@ fn load_kernel(
 }
 
 /// What spares the kernel work on a machine such as this: it need not scan a bus for quirks of
-/// hardware that is not there, nor patch its locks for a single processor, which costs more at
-/// boot than it will ever save.
-fn for_this_machine(cpus: u8) -> &'static str {
-    match cpus {
-        1 => " pci=noearly noreplace-smp",
-        _ => " pci=noearly",
-    }
-}
+/// hardware that is not there.
+const FOR_THIS_MACHINE: &str = " pci=noearly";
 
 /// Tells the kernel to keep its log in the ring, all of it for the console.
 fn ramoops(bytes: usize) -> String {

@@ -2,7 +2,7 @@
 //! protocol (Linux `Documentation/arch/x86/boot.rst`, section 1.15), which
 //! unlike PVH can pass a random seed.
 
-use std::fs::File;
+use std::{fs::File, io};
 
 use linux_loader::{
     bootparam::{boot_params, setup_header},
@@ -10,7 +10,7 @@ use linux_loader::{
 };
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::{acpi, layout};
+use super::{acpi, kernel_file::KernelFile, layout};
 use crate::virtio::Memory;
 
 /// What goes wrong before the guest runs.
@@ -36,7 +36,7 @@ pub enum Error {
         what: &'static str,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The initramfs leaves no room.
     #[error(
@@ -68,7 +68,7 @@ pub enum Error {
 /// What is booted.
 pub struct Boot<'a> {
     /// An ELF vmlinux or a bzImage.
-    pub kernel: &'a mut File,
+    pub kernel: &'a File,
     /// An initramfs.
     pub initrd: Option<&'a mut File>,
     /// The whole command line.
@@ -150,7 +150,19 @@ pub fn load(memory: &Memory, boot: Boot<'_>) -> Result<Entry, Error> {
     })
 }
 
-fn load_kernel(memory: &Memory, kernel: &mut File) -> Result<(KernelLoaderResult, u64), Error> {
+fn load_kernel(memory: &Memory, kernel: &File) -> Result<(KernelLoaderResult, u64), Error> {
+    let kernel = &mut match KernelFile::map(kernel) {
+        Ok(kernel) => kernel,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(Error::NotAKernel);
+        }
+        Err(source) => {
+            return Err(Error::Read {
+                what: "kernel",
+                source,
+            });
+        }
+    };
     let start = Some(GuestAddress(layout::HIGH_START));
     match Elf::load(memory, None, kernel, start) {
         Ok(loaded) => {
@@ -269,7 +281,7 @@ mod tests {
         Memory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap()
     }
 
-    fn boot(kernel: &mut File, cmdline: &str) -> Result<Entry, Error> {
+    fn boot(kernel: &File, cmdline: &str) -> Result<Entry, Error> {
         let boot = Boot {
             kernel,
             initrd: None,
@@ -290,22 +302,22 @@ mod tests {
 
     #[test]
     fn a_text_file_is_no_kernel() {
-        let mut kernel = file(&[b'x'; 8192]);
-        assert!(matches!(boot(&mut kernel, ""), Err(Error::NotAKernel)));
+        let kernel = file(&[b'x'; 8192]);
+        assert!(matches!(boot(&kernel, ""), Err(Error::NotAKernel)));
     }
 
     #[test]
     fn an_empty_file_is_no_kernel() {
-        let mut kernel = file(&[]);
-        assert!(matches!(boot(&mut kernel, ""), Err(Error::NotAKernel)));
+        let kernel = file(&[]);
+        assert!(matches!(boot(&kernel, ""), Err(Error::NotAKernel)));
     }
 
     #[test]
     fn a_truncated_elf_image_is_refused() {
         let mut bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         bytes.truncate(4096);
-        let mut kernel = file(&bytes);
-        assert!(matches!(boot(&mut kernel, ""), Err(Error::Elf(_))));
+        let kernel = file(&bytes);
+        assert!(matches!(boot(&kernel, ""), Err(Error::Elf(_))));
     }
 
     #[test]

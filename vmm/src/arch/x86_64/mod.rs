@@ -3,4 +3,5 @@
 pub mod acpi;
 pub mod boot;
 pub mod cpu;
+mod kernel_file;
 pub mod layout;

@@ -3,18 +3,12 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use seccompiler::{BpfProgram, SeccompAction};
 
-#[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: TargetArch = TargetArch::x86_64;
-#[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: TargetArch = TargetArch::aarch64;
+use super::program::{self, Answers};
 
 /// What is asked of one argument, which is named by its place from 0.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Argument {
     /// Its lower 32 bits, all that the kernel looks at, are this.
     Is(u8, u32),
@@ -51,47 +45,16 @@ impl List {
     }
 
     /// Makes the kernel's program: `listed` for calls on the list, `other` for all others.
-    pub(super) fn compile(
-        self,
-        other: SeccompAction,
-        listed: SeccompAction,
-    ) -> Result<BpfProgram, seccompiler::BackendError> {
-        let mut rules = BTreeMap::new();
-        for (call, ways) in self.calls {
-            let ways: Result<Vec<SeccompRule>, _> = ways
-                .unwrap_or_default()
-                .iter()
-                .map(|way| rule(way))
-                .collect();
-            rules.insert(call, ways?);
-        }
-        SeccompFilter::new(rules, other, listed, ARCHITECTURE)?.try_into()
+    pub(super) fn compile(&self, other: SeccompAction, listed: SeccompAction) -> BpfProgram {
+        let answers = Answers {
+            listed: listed.into(),
+            other: other.into(),
+            foreign: SeccompAction::KillProcess.into(),
+        };
+        let calls = self.calls.iter().map(|(call, ways)| {
+            let call = u32::try_from(*call).expect("a call's number is small and positive");
+            (call, ways.as_deref())
+        });
+        program::compile(calls, answers)
     }
-}
-
-fn rule(arguments: &[Argument]) -> Result<SeccompRule, seccompiler::BackendError> {
-    let conditions: Result<Vec<_>, _> = arguments
-        .iter()
-        .map(|argument| {
-            let (index, len, operator, value) = match *argument {
-                Argument::Is(index, value) => (
-                    index,
-                    SeccompCmpArgLen::Dword,
-                    SeccompCmpOp::Eq,
-                    u64::from(value),
-                ),
-                Argument::IsLong(index, value) => {
-                    (index, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value)
-                }
-                Argument::Without(index, bits) => (
-                    index,
-                    SeccompCmpArgLen::Qword,
-                    SeccompCmpOp::MaskedEq(bits),
-                    0,
-                ),
-            };
-            SeccompCondition::new(index, len, operator, value)
-        })
-        .collect();
-    SeccompRule::new(conditions?)
 }

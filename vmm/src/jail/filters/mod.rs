@@ -14,6 +14,7 @@ use std::io;
 use seccompiler::{BpfProgram, SeccompAction, apply_filter};
 
 mod list;
+mod program;
 
 use list::{Argument, List};
 
@@ -41,9 +42,9 @@ impl ThreadKind {
 /// Puts the list of `kind` into force for the calling thread.
 pub(super) fn install(kind: ThreadKind) -> io::Result<()> {
     if kind == ThreadKind::Main {
-        apply(&unknown_calls()?)?;
+        apply(&unknown_calls())?;
     }
-    apply(&compile(list(kind))?)
+    apply(&compile(&list(kind)))
 }
 
 fn apply(program: &BpfProgram) -> io::Result<()> {
@@ -53,9 +54,8 @@ fn apply(program: &BpfProgram) -> io::Result<()> {
     })
 }
 
-fn compile(list: List) -> io::Result<BpfProgram> {
+fn compile(list: &List) -> BpfProgram {
     list.compile(SeccompAction::KillProcess, SeccompAction::Allow)
-        .map_err(io::Error::other)
 }
 
 /// Calls that fail in the main thread as if the kernel did not know them, for which there is
@@ -63,12 +63,11 @@ fn compile(list: List) -> io::Result<BpfProgram> {
 /// `clone3`, a filter can see; and a disk that is added does without io_uring.
 const UNKNOWN: [libc::c_long; 2] = [libc::SYS_clone3, libc::SYS_io_uring_setup];
 
-fn unknown_calls() -> io::Result<BpfProgram> {
+fn unknown_calls() -> BpfProgram {
     let mut list = List::default();
     list.allow(&UNKNOWN);
     let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
     list.compile(SeccompAction::Allow, unknown)
-        .map_err(io::Error::other)
 }
 
 fn list(kind: ThreadKind) -> List {

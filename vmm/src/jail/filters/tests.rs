@@ -17,12 +17,11 @@ fn may(kind: ThreadKind, call: libc::c_long) -> bool {
 }
 
 #[test]
-fn every_list_compiles() {
+fn every_list_makes_a_short_program() {
     for kind in kinds() {
-        let program = compile(list(kind)).unwrap();
+        let program = compile(&list(kind));
         assert!(program.len() < 1024, "{kind:?}: {}", program.len());
     }
-    unknown_calls().unwrap();
 }
 
 #[test]
