@@ -19,8 +19,11 @@ use report::Report;
 /// How often each figure is taken; the median is reported.
 const RUNS: usize = 3;
 
+/// Takes the figures of one part.
+type Measure = fn(&mut Report) -> Result<()>;
+
 fn main() -> Result<()> {
-    let parts: [(&str, fn(&mut Report) -> Result<()>); 3] = [
+    let parts: [(&str, Measure); 3] = [
         ("boot", boot::measure),
         ("disk", disk::measure),
         ("run", run::measure),
