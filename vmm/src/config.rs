@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::virtio::net::config::{Bucket, Mac, NetConfig, Rate};
+
 /// One microVM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,6 +141,8 @@ pub enum DeviceConfig {
         #[serde(default)]
         read_only: bool,
     },
+    /// A network card.
+    Net(NetConfig),
     /// Gives memory back to the host.
     Balloon {
         /// MiB to take from the guest at first.

@@ -34,6 +34,8 @@ pub struct DeviceCounters {
     pub bytes_to_guest: Counter,
     /// Bytes that the guest gave out to the device.
     pub bytes_from_guest: Counter,
+    /// Packets that were not passed on.
+    pub dropped: Counter,
 }
 
 /// A reading of [`DeviceCounters`].
@@ -49,6 +51,9 @@ pub struct DeviceReading {
     pub bytes_to_guest: u64,
     /// Bytes that the guest gave out to the device.
     pub bytes_from_guest: u64,
+    /// Packets that were not passed on.
+    #[serde(default)]
+    pub dropped: u64,
 }
 
 impl DeviceCounters {
@@ -60,6 +65,7 @@ impl DeviceCounters {
             requests: self.requests.get(),
             bytes_to_guest: self.bytes_to_guest.get(),
             bytes_from_guest: self.bytes_from_guest.get(),
+            dropped: self.dropped.get(),
         }
     }
 }

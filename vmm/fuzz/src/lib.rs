@@ -94,9 +94,12 @@ impl<D: VirtioDevice> Machine<D> {
         let count = device.queue_sizes().len();
         let queues = (0..count).map(|index| queue(index, &counters)).collect();
         let epoll = Arc::new(Epoll::new().expect("an epoll set"));
+        let kick = |_| Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+        let kicks = (0..count).map(kick).collect();
         let mut active = Active {
             memory,
             queues,
+            kicks,
             features: device.features(),
             sources: Sources::new(Arc::clone(&epoll)),
             counters,

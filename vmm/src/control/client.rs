@@ -13,7 +13,7 @@ use std::{
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::message::{Counters, MAX_LINE_BYTES, Reply, Request, Status};
-use crate::config::DeviceConfig;
+use crate::{config::DeviceConfig, virtio::Link};
 
 /// How long a reply may take. The VMM may be taken over by its guest: nobody waits for it for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -130,6 +130,14 @@ impl Client {
     /// As [`Client::status`], and when there is none.
     pub fn remove_device(&mut self, slot: u8) -> Result<(), Error> {
         self.done(&Request::RemoveDevice { slot })
+    }
+
+    /// Gives a network card its cable or takes it away.
+    ///
+    /// # Errors
+    /// As [`Client::status`], and when there is no network card in the slot.
+    pub fn set_link(&mut self, slot: u8, link: Link) -> Result<(), Error> {
+        self.done(&Request::SetLink { slot, link })
     }
 
     fn done(&mut self, request: &Request) -> Result<(), Error> {

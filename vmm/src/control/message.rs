@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{config::DeviceConfig, counters::DeviceReading, vm::trace::Mark};
+use crate::{config::DeviceConfig, counters::DeviceReading, virtio::Link, vm::trace::Mark};
 
 /// The longest line, of either side, in bytes.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
@@ -38,6 +38,13 @@ pub enum Request {
     AddDevice {
         /// The device.
         device: DeviceConfig,
+    },
+    /// Give a network card its cable or take it away.
+    SetLink {
+        /// Its slot.
+        slot: u8,
+        /// Whether it has one.
+        link: Link,
     },
     /// Take a device off the bus. The guest must have let go of it.
     RemoveDevice {

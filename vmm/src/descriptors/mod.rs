@@ -18,7 +18,10 @@ use std::{
 
 mod sys;
 
-use crate::config::{DeviceConfig, Resource, VmConfig};
+use crate::{
+    config::{DeviceConfig, Resource, VmConfig},
+    virtio::net::tap,
+};
 
 /// Where KVM is, unless the configuration says otherwise.
 const KVM: &str = "/dev/kvm";
@@ -44,6 +47,8 @@ enum Use {
     Connect,
     /// Shares the tree below it.
     Directory,
+    /// Sends and receives by it: a queue of a tap device.
+    Tap,
 }
 
 /// Every resource of a VM, with its name for messages.
@@ -99,6 +104,12 @@ fn device_resources(device: &mut DeviceConfig) -> Vec<(&'static str, Use, &mut R
             all
         }
         DeviceConfig::Fs { directory, .. } => vec![("directory", Use::Directory, directory)],
+        DeviceConfig::Net(net) => {
+            let taps = net.taps.iter_mut().map(|tap| ("taps", Use::Tap, tap));
+            let vhost = net.vhost.iter_mut();
+            taps.chain(vhost.map(|vhost| ("vhost", Use::ReadWrite, vhost)))
+                .collect()
+        }
         DeviceConfig::Rng { source } => vec![("source", Use::Read, source)],
         DeviceConfig::Balloon { .. } => Vec::new(),
         DeviceConfig::Console { output, input } => {
@@ -151,6 +162,10 @@ fn open_path(path: &Path, to: Use) -> io::Result<OwnedFd> {
         }
         Use::Listen => return Ok(UnixListener::bind(path)?.into()),
         Use::Connect => return Ok(UnixStream::connect(path)?.into()),
+        Use::Tap => {
+            let name = path.file_name().and_then(|name| name.to_str());
+            return tap::open_persistent(name.unwrap_or_default());
+        }
         // Any access mode is ignored with O_PATH, but the standard library wants one.
         Use::Directory => options
             .read(true)
@@ -166,6 +181,9 @@ fn advice(error: &io::Error, to: Use) -> &'static str {
             "make the directory it is to be in"
         }
         (io::ErrorKind::NotFound, Use::Connect) => "start what listens there",
+        (io::ErrorKind::NotFound, Use::Tap) => {
+            "name a persistent tap by its directory, /sys/class/net/NAME"
+        }
         (io::ErrorKind::NotFound, _) => "check that it exists",
         (io::ErrorKind::PermissionDenied, _) => "run as a user who may open it",
         (io::ErrorKind::AddrInUse, _) => "remove it if no other VM uses it",

@@ -21,7 +21,7 @@ use self::{
 use crate::{
     arch::x86_64::layout,
     counters::DeviceReading,
-    virtio::{Memory, VirtioDevice},
+    virtio::{Kind, Link, Memory, VirtioDevice},
     vm::{interrupts::Interrupts, memory},
 };
 
@@ -132,6 +132,13 @@ impl Bus {
         let absent = [0xff; 64];
         Page::new(&self.config_space, usize::from(slot) * SLOT_SPAN).write(0, &absent);
         true
+    }
+
+    /// Changes the link of the network card in a slot; false when there is none.
+    pub fn set_link(&self, slot: u8, link: Link) -> bool {
+        let device = self.slots.get(usize::from(slot)).and_then(Option::as_ref);
+        let card = device.filter(|device| device.kind() == Kind::Net);
+        card.map(|card| card.set_link(link)).is_some()
     }
 
     /// The devices on the bus.

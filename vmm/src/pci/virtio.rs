@@ -23,7 +23,7 @@ use crate::{
     counters::DeviceCounters,
     jail::ThreadKind,
     virtio::{
-        self, ActiveQueue, ConfigChange, Kind, Memory, VirtioDevice,
+        self, ActiveQueue, ConfigChange, Kind, Link, Memory, VirtioDevice,
         worker::{Activation, Worker},
     },
     vm::interrupts::{Interrupts, Line},
@@ -137,6 +137,11 @@ impl VirtioPci {
     /// Whether the driver uses it.
     pub fn running(&self) -> bool {
         self.common.status() & status::DRIVER_OK != 0
+    }
+
+    /// Changes the link of a network card.
+    pub fn set_link(&self, link: Link) {
+        self.worker.set_link(link);
     }
 
     /// Its counters.

@@ -1,12 +1,12 @@
 //! Makes devices from their configuration.
 
-use std::fs::File;
+use std::{fs::File, os::fd::OwnedFd};
 
 use vm_memory::GuestAddress;
 
-use super::{VirtioDevice, balloon, blk, console::Console, fs, pmem::Pmem, rng::Rng, vsock};
+use super::{VirtioDevice, balloon, blk, console::Console, fs, net, pmem::Pmem, rng::Rng, vsock};
 use crate::{
-    config::{DeviceConfig, Resource},
+    config::{DeviceConfig, NetConfig, Resource},
     descriptors::{self, Descriptors},
     vm::images::{self, Images},
 };
@@ -34,6 +34,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: vsock::NewError,
+    },
+    /// A network card.
+    #[error("{name}, a network card")]
+    Net {
+        /// Its name in the configuration.
+        name: String,
+        /// Why.
+        #[source]
+        source: net::NewError,
     },
     /// A directory to share.
     #[error(transparent)]
@@ -125,6 +134,18 @@ pub fn build(
             };
             Box::new(fs::Fs::prepare(take("directory", directory)?, settings)?)
         }
+        DeviceConfig::Net(config) => {
+            let taps = config.taps.iter().map(|tap| take("taps", tap));
+            let taps = taps.collect::<Result<_, _>>()?;
+            let vhost = config.vhost.iter().map(|vhost| take("vhost", vhost));
+            let vhost = vhost.collect::<Result<_, _>>()?;
+            Box::new(
+                network_card(config, taps, vhost).map_err(|source| Error::Net {
+                    name: name.to_owned(),
+                    source,
+                })?,
+            )
+        }
         DeviceConfig::Rng { source } => Box::new(Rng::new(take("source", source)?.into())),
         DeviceConfig::Console { output, input } => {
             let output = take("output", output)?.into();
@@ -149,4 +170,20 @@ pub fn build(
         }
         DeviceConfig::Balloon { inflate_mib } => Box::new(balloon::Balloon::new(*inflate_mib)?),
     })
+}
+
+fn network_card(
+    config: &NetConfig,
+    taps: Vec<OwnedFd>,
+    vhost: Vec<OwnedFd>,
+) -> Result<net::Net, net::NewError> {
+    let settings = net::Settings {
+        mac: config.mac,
+        mtu: config.mtu,
+        to_guest: config.to_guest,
+        from_guest: config.from_guest,
+    };
+    let taps = net::tap::Tap::queues(taps)?;
+    let vhost: Result<_, _> = vhost.into_iter().map(net::vhost::Vhost::new).collect();
+    net::Net::new(taps, vhost?, settings)
 }

@@ -8,13 +8,16 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 pub mod balloon;
 pub mod blk;
 pub mod build;
 pub mod console;
 pub mod fs;
+pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
@@ -182,8 +185,27 @@ pub trait VirtioDevice: Send {
         let _ = (offset, data, active);
     }
 
+    /// The link of a network card goes up or down; `active` while the driver uses it.
+    ///
+    /// # Errors
+    /// When the host refuses; the device is then stopped.
+    fn set_link(&mut self, link: Link, active: Option<&mut Active>) -> Result<(), Error> {
+        let _ = (link, active);
+        Ok(())
+    }
+
     /// The device was stopped: forgets everything that the driver had set up.
     fn reset(&mut self) {}
+}
+
+/// Whether a network card has a cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// It has.
+    Up,
+    /// It has not.
+    Down,
 }
 
 /// What a running device works with.
@@ -192,6 +214,8 @@ pub struct Active {
     pub memory: Memory,
     /// The queues; those that the driver did not enable are not ready and stay empty.
     pub queues: Vec<ActiveQueue>,
+    /// The queues' eventfds, which the worker listens to.
+    pub kicks: Vec<Arc<EventFd>>,
     /// The features that device and driver agreed on.
     pub features: u64,
     /// The device's own descriptors.

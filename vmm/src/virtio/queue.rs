@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use std::sync::atomic::{Ordering, fence};
+
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Memory};
@@ -17,7 +20,28 @@ pub struct ActiveQueue {
     counters: Arc<DeviceCounters>,
     /// Chains taken in this turn, see [`ActiveQueue::begin_turn`].
     taken: u32,
+    /// How far the used ring was when the driver was last told of it, or need not be.
+    told: u16,
 }
+
+/// A virtqueue for someone else to work on, as the driver set it up.
+pub struct Ring {
+    /// Its size.
+    pub size: u16,
+    /// The next chain to take, modulo 2^16.
+    pub next: u16,
+    /// The descriptor table.
+    pub descriptors: GuestAddress,
+    /// The available ring.
+    pub available: GuestAddress,
+    /// The used ring.
+    pub used: GuestAddress,
+    /// Written to interrupt the driver: an irqfd of KVM.
+    pub interrupt: Arc<EventFd>,
+}
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.2, section 2.7.6).
+const NO_INTERRUPT: u16 = 1;
 
 /// A turn is over after so many times the queue's size.
 const TURN_ROUNDS: u32 = 4;
@@ -36,6 +60,30 @@ impl ActiveQueue {
             interrupt,
             counters,
             taken: 0,
+            told: 0,
+        }
+    }
+
+    /// Its number among the device's queues.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many descriptors it has.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Gives the ring to someone else. From here on it is not ready, so nobody here touches it.
+    pub fn hand_over(&mut self) -> Ring {
+        self.ring.set_ready(false);
+        Ring {
+            size: self.ring.size(),
+            next: self.ring.next_avail(),
+            descriptors: GuestAddress(self.ring.desc_table()),
+            available: GuestAddress(self.ring.avail_ring()),
+            used: GuestAddress(self.ring.used_ring()),
+            interrupt: Arc::clone(&self.interrupt),
         }
     }
 
@@ -85,14 +133,42 @@ impl ActiveQueue {
     /// # Errors
     /// When the used ring lies outside of memory or `head` outside of the ring.
     pub fn push(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), Error> {
+        self.push_all(memory, &[(head, len)])
+    }
+
+    /// Gives chains back to the driver, each with the bytes written into it. It sees all of them
+    /// at once, as a packet in several buffers needs.
+    ///
+    /// # Errors
+    /// As [`ActiveQueue::push`].
+    pub fn push_all(&mut self, memory: &Memory, chains: &[(u16, u32)]) -> Result<(), Error> {
         self.counters.requests.add(1);
-        let index = self.index;
-        self.ring
-            .add_used(memory, head, len)
-            .map_err(|source| Error::Queue {
-                queue: index,
-                source,
-            })
+        let bad = |source| Error::Queue {
+            queue: self.index,
+            source,
+        };
+        let used = GuestAddress(self.ring.used_ring());
+        let at = |offset: u64| {
+            let address = used.checked_add(offset);
+            address.ok_or(bad(virtio_queue::Error::AddressOverflow))
+        };
+        let size = self.ring.size();
+        let mut next = self.ring.next_used();
+        for &(head, len) in chains {
+            if head >= size {
+                return Err(bad(virtio_queue::Error::InvalidDescriptorIndex));
+            }
+            let element = u64::from(len) << 32 | u64::from(head);
+            memory
+                .write_obj(element.to_le(), at(4 + 8 * u64::from(next % size))?)
+                .map_err(|error| bad(virtio_queue::Error::GuestMemory(error)))?;
+            next = next.wrapping_add(1);
+        }
+        memory
+            .store(next.to_le(), at(2)?, Ordering::Release)
+            .map_err(|error| bad(virtio_queue::Error::GuestMemory(error)))?;
+        self.ring.set_next_used(next);
+        Ok(())
     }
 
     /// Interrupts the driver if it wants to hear of what was pushed since the last call.
@@ -100,18 +176,41 @@ impl ActiveQueue {
     /// # Errors
     /// When the ring lies outside of memory.
     pub fn signal(&mut self, memory: &Memory) -> Result<(), Error> {
-        let index = self.index;
-        let wanted = self
-            .ring
-            .needs_notification(memory)
-            .map_err(|source| Error::Queue {
-                queue: index,
-                source,
-            })?;
+        let next = self.ring.next_used();
+        if next == self.told {
+            return Ok(());
+        }
+        // What was pushed is there before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wanted = match self.ring.event_idx_enabled() {
+            // `vring_need_event` of virtio 1.2, section 2.7.10.
+            true => {
+                let event = self.driver_word(memory, 4 + 2 * u64::from(self.ring.size()))?;
+                next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(self.told)
+            }
+            false => self.driver_word(memory, 0)? & NO_INTERRUPT == 0,
+        };
+        self.told = next;
         if wanted {
             self.interrupt();
         }
         Ok(())
+    }
+
+    /// A number that the driver keeps in its ring.
+    fn driver_word(&self, memory: &Memory, offset: u64) -> Result<u16, Error> {
+        let address = GuestAddress(self.ring.avail_ring()).checked_add(offset);
+        address
+            .ok_or(virtio_queue::Error::AddressOverflow)
+            .and_then(|address| {
+                let word = memory.load(address, Ordering::Relaxed);
+                word.map_err(virtio_queue::Error::GuestMemory)
+            })
+            .map(u16::from_le)
+            .map_err(|source| Error::Queue {
+                queue: self.index,
+                source,
+            })
     }
 
     /// Whether the driver set this queue up.

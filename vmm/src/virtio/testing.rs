@@ -98,9 +98,12 @@ impl<D: VirtioDevice> Rig<D> {
                 interrupt,
             });
         }
+        let kick = |_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let kicks = (0..queues.len()).map(kick).collect();
         let mut active = Active {
             memory,
             queues,
+            kicks,
             features: device.features(),
             sources: Sources::new(Arc::clone(&epoll)),
             counters,

@@ -18,7 +18,7 @@ use vmm_sys_util::{
 };
 
 use super::{
-    Active, ActiveQueue, ConfigChange, Error, Memory, Sources, VirtioDevice,
+    Active, ActiveQueue, ConfigChange, Error, Link, Memory, Sources, VirtioDevice,
     sources::FIRST_WORKER_TOKEN,
 };
 use crate::{
@@ -65,6 +65,7 @@ pub struct Activation {
 enum Message {
     Activate(Box<Activation>),
     WriteConfig { offset: usize, data: Vec<u8> },
+    SetLink(Link),
     Reset { done: mpsc::SyncSender<()> },
     Stop,
 }
@@ -120,6 +121,11 @@ impl Worker {
     /// Passes a write of the driver to the configuration space on.
     pub fn write_config(&self, offset: usize, data: Vec<u8>) {
         self.send(Message::WriteConfig { offset, data });
+    }
+
+    /// Gives a network card its cable or takes it away.
+    pub fn set_link(&self, link: Link) {
+        self.send(Message::SetLink(link));
     }
 
     /// Stops and resets the device; when this returns it touches the guest's memory no more.
@@ -191,9 +197,15 @@ impl Loop {
                 }
                 Message::Reset { done } => self.reset(&done),
                 Message::Stop => return,
+                Message::SetLink(link) => self.set_link_at_rest(link),
                 Message::WriteConfig { .. } => {}
             }
         }
+    }
+
+    /// Nothing of the host's is touched for a device that is not in use.
+    fn set_link_at_rest(&mut self, link: Link) {
+        let _ = self.device.set_link(link, None);
     }
 
     fn reset(&mut self, done: &mpsc::SyncSender<()>) {
@@ -221,6 +233,7 @@ impl Loop {
                 let mut active = Active {
                     memory,
                     queues,
+                    kicks: self.kicks.clone(),
                     features,
                     sources,
                     counters,
@@ -250,11 +263,12 @@ impl Loop {
         Ok(Arc::new(epoll))
     }
 
-    fn sleep(&self) -> Ended {
+    fn sleep(&mut self) -> Ended {
         loop {
             match self.inbox.recv() {
                 Ok(Message::Reset { done }) => return Ended::Reset(done),
                 Ok(Message::Stop) | Err(_) => return Ended::Stop,
+                Ok(Message::SetLink(link)) => self.set_link_at_rest(link),
                 Ok(_) => {}
             }
         }
@@ -281,7 +295,7 @@ impl Loop {
             for event in &events[..ready] {
                 match event.data() {
                     CONTROL_TOKEN => {
-                        if let Some(ended) = self.read_inbox(active) {
+                        if let Some(ended) = self.read_inbox(active)? {
                             return Ok(ended);
                         }
                     }
@@ -310,19 +324,20 @@ impl Loop {
         }
     }
 
-    fn read_inbox(&mut self, active: &mut Active) -> Option<Ended> {
+    fn read_inbox(&mut self, active: &mut Active) -> Result<Option<Ended>, Error> {
         let _ = self.control.read();
         while let Ok(message) = self.inbox.try_recv() {
             match message {
-                Message::Stop => return Some(Ended::Stop),
-                Message::Reset { done } => return Some(Ended::Reset(done)),
+                Message::Stop => return Ok(Some(Ended::Stop)),
+                Message::Reset { done } => return Ok(Some(Ended::Reset(done))),
+                Message::SetLink(link) => self.device.set_link(link, Some(&mut *active))?,
                 Message::WriteConfig { offset, data } => {
                     self.device.write_config(offset, &data, active);
                 }
                 Message::Activate(_) => {}
             }
         }
-        None
+        Ok(None)
     }
 }
 

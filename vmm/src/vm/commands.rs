@@ -28,6 +28,10 @@ impl Commands for Vm {
                 Ok(slot) => return Reply::Added { slot },
                 Err(message) => Err(message),
             },
+            Request::SetLink { slot, link } => match self.machine.bus().set_link(slot, link) {
+                true => Ok(()),
+                false => Err(format!("there is no network card in slot {slot}")),
+            },
             Request::RemoveDevice { slot } => match self.machine.bus().remove(slot) {
                 true => Ok(()),
                 false => Err(format!("there is no device in slot {slot}")),

@@ -18,7 +18,7 @@ mod program;
 
 use list::{Argument, List};
 
-use crate::virtio::Kind;
+use crate::virtio::{Kind, net};
 
 /// The kinds of thread, each with a filter of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +172,7 @@ fn main(list: &mut List) {
         libc::SYS_fstat,
         libc::SYS_statx,
         libc::SYS_eventfd2,
+        libc::SYS_timerfd_create,
         // This and the next two only take rights away.
         libc::SYS_capset,
     ]);
@@ -236,8 +237,12 @@ fn device(list: &mut List, kind: Kind) {
         }
         Kind::Pmem => list.allow(&[libc::SYS_fdatasync]),
         Kind::Fs => shared_directory(list),
+        Kind::Net => {
+            list.allow(&[libc::SYS_readv, libc::SYS_timerfd_settime]);
+            requests(list, &net::requests().collect::<Vec<_>>());
+        }
         // Memory is given back by madvise, which everyone may.
-        Kind::Balloon | Kind::Net | Kind::Console | Kind::Rng => {}
+        Kind::Balloon | Kind::Console | Kind::Rng => {}
     }
 }
 
