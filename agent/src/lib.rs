@@ -5,7 +5,7 @@
 //! is what the host can ask, [`container`] does it, `launch` makes a process,
 //! in two steps across clone3, and `rootfs`, [`cgroup`] and `seccomp` build
 //! what surrounds it. [`stream`] and `relay` carry its standard streams, [`pod`]
-//! is what containers share, and [`events`] is what the host learns unasked.
+//! is what containers share, [`network`] is the pod's, and [`events`] is what the host learns unasked.
 //!
 //! One thread, always: a child that clone3 makes from a process with threads
 //! could do nothing but execute a program, and ours sets up its container.
@@ -21,6 +21,7 @@ pub mod id;
 mod launch;
 pub mod log;
 mod mappings;
+pub mod network;
 pub mod pod;
 pub mod port;
 pub mod processes;

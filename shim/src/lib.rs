@@ -6,6 +6,7 @@
 //! - [`sandbox`]: one pod, one virtual machine: its start recipe and its end.
 //! - [`bundle`]: `config.json` and the root file system, read and rewritten for the guest.
 //! - [`container`]: what a container is connected to: streams, a terminal, signals.
+//! - [`network`]: the pod's network namespace and the guest's cards in it.
 //! - [`host`]: what the host is, as far as it concerns virtual machines.
 //! - [`task`]: what containerd calls: the shim's commands and its Task service.
 //! - [`id`]: the names that people give.
@@ -20,6 +21,7 @@ pub mod container;
 pub mod host;
 pub mod id;
 pub mod log;
+pub mod network;
 pub mod task;
 pub mod text;
 

@@ -17,7 +17,14 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("shim", &["netlink", "protocol", "rootfs-builder", "vmm"]),
     (
         "system-tests",
-        &["agent", "protocol", "rootfs-builder", "shim", "vmm"],
+        &[
+            "agent",
+            "netlink",
+            "protocol",
+            "rootfs-builder",
+            "shim",
+            "vmm",
+        ],
     ),
     ("xtask", &["rootfs-builder"]),
 ];

@@ -21,6 +21,7 @@ use crate::{
     container::{self, Containers, Create, First},
     guest::{self, Guest},
     id::{self, ContainerId, ExecId},
+    network::{self, Network},
     port::Port,
     rootfs::Error as RootfsError,
     spec::{self, Spec},
@@ -38,6 +39,9 @@ pub enum Error {
     /// What it asks of the guest.
     #[error(transparent)]
     Guest(#[from] guest::Error),
+    /// What it asks of the network.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// What it asks of a container.
     #[error(transparent)]
     Container(#[from] container::Error),
@@ -82,6 +86,11 @@ fn code(error: &Error) -> Code {
             guest::Error::Step { .. } => Code::INTERNAL,
             guest::Error::Again | guest::Error::Version(_) => Code::FAILED_PRECONDITION,
             _ => Code::INVALID_ARGUMENT,
+        },
+        Error::Network(error) => match error {
+            network::Error::Bad(_) => Code::INVALID_ARGUMENT,
+            network::Error::NoCard { .. } => Code::NOT_FOUND,
+            network::Error::Step { .. } => Code::INTERNAL,
         },
         Error::Container(error) => match error {
             C::NoContainer(_) | C::NoExec { .. } | C::ProgramMissing(_) => Code::NOT_FOUND,
@@ -386,6 +395,20 @@ impl Agent for Service {
         answer(async {
             let id = ContainerId::parse(&request.container_id)?;
             self.containers.pause(&id, request.paused).await?;
+            Ok(message::Empty::default())
+        })
+        .await
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: message::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<message::Empty> {
+        answer(async {
+            Network::try_from(request)
+                .map_err(network::Error::from)?
+                .configure()?;
             Ok(message::Empty::default())
         })
         .await

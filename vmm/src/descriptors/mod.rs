@@ -164,7 +164,7 @@ fn open_path(path: &Path, to: Use) -> io::Result<OwnedFd> {
         Use::Connect => return Ok(UnixStream::connect(path)?.into()),
         Use::Tap => {
             let name = path.file_name().and_then(|name| name.to_str());
-            return tap::open_persistent(name.unwrap_or_default());
+            return tap::open_existing(name.unwrap_or_default());
         }
         // Any access mode is ignored with O_PATH, but the standard library wants one.
         Use::Directory => options

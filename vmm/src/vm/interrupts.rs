@@ -34,6 +34,8 @@ struct State {
 impl Interrupts {
     /// No interrupts yet.
     pub fn new(vm: Arc<VmFd>) -> Arc<Self> {
+        // vCPU threads ask for it, and may make no eventfd.
+        Self::nowhere();
         Arc::new(Self {
             vm,
             state: Mutex::new(State {

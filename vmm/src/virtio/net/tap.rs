@@ -27,6 +27,8 @@ const IFF_TAP: u16 = 0x0002;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
+/// What every tap of ours has.
+const BASIC: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
 
 /// Why a descriptor cannot be a queue of a network card.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +109,7 @@ impl Tap {
 
     fn new(fd: OwnedFd, several: bool) -> Result<(Self, String), Error> {
         let (name, flags) = sys::interface(&fd).map_err(Error::NotTap)?;
-        let wanted = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-        if flags & wanted != wanted {
+        if flags & BASIC != BASIC {
             return Err(Error::Flags { name });
         }
         if several && flags & IFF_MULTI_QUEUE == 0 {
@@ -226,7 +227,7 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 /// When the caller may not, there is no `/dev/net/tun`, or the name is taken by something else.
 pub fn open(name: &str, count: usize) -> io::Result<(String, Vec<OwnedFd>)> {
     let several = if count > 1 { IFF_MULTI_QUEUE } else { 0 };
-    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several;
+    let flags = BASIC | several;
     let mut name = name.to_owned();
     let mut queues = Vec::with_capacity(count);
     for _ in 0..count {
@@ -240,22 +241,25 @@ pub fn open(name: &str, count: usize) -> io::Result<(String, Vec<OwnedFd>)> {
     Ok((name, queues))
 }
 
-/// Opens one queue of a persistent tap.
+/// Opens a further queue of the tap device `name`, however many it may have.
 ///
 /// # Errors
-/// As [`open`].
-pub fn open_persistent(name: &str) -> io::Result<OwnedFd> {
-    let path = format!("/sys/class/net/{name}/tun_flags");
-    let text = std::fs::read_to_string(path)?;
-    let flags =
-        u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).map_err(io::Error::other)?;
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
-    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags & IFF_MULTI_QUEUE;
-    sys::attach(&file, name, flags)?;
-    Ok(file.into())
+/// `NotFound` when there is none; as [`open`].
+pub fn open_existing(name: &str) -> io::Result<OwnedFd> {
+    // to attach would make it
+    nix::net::if_::if_nametoindex(name)?;
+    match open(name, 1) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/net/tun")?;
+            sys::attach(&file, name, BASIC | IFF_MULTI_QUEUE)?;
+            Ok(file.into())
+        }
+        Err(error) => Err(error),
+        Ok((_, mut queues)) => queues.pop().ok_or(io::ErrorKind::NotFound.into()),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,241 @@
+//! A pod's network namespace, joined with a guest, and the same network set up by the agent.
+
+use std::{fs::File, process::Command};
+
+use agent::network::Network as GuestNetwork;
+use anyhow::{Context, Result, ensure};
+use netlink::{Change, Socket};
+use protocol::agent::ConfigureNetworkRequest;
+use shim::network::{Left, Namespace, Network, Reason};
+use system_tests::guest::{Guest, Plan};
+use vmm::config::DeviceConfig;
+
+/// A namespace and what is made for it at the host, removed when dropped.
+struct Pod(&'static str);
+
+impl Pod {
+    /// One with a veth and a macvlan, as network plug-ins make them.
+    fn new(name: &'static str) -> Result<Self> {
+        ip(&format!("netns add {name}"))?;
+        let pod = Self(name);
+        // a veth: the host is the router
+        ip(&format!(
+            "link add bhveth0 type veth peer name eth0 address 02:00:00:00:08:02 netns {name}"
+        ))?;
+        ip("addr add 10.8.0.1/24 dev bhveth0")?;
+        ip("-6 addr add fd08::1/64 dev bhveth0 nodad")?;
+        ip("link set bhveth0 mtu 1400 up")?;
+        pod.ip("addr add 10.8.0.2/24 dev eth0")?;
+        pod.ip("-6 addr add fd08::2/64 dev eth0 nodad")?;
+        pod.ip("link set eth0 mtu 1400 up")?;
+        pod.ip("link set lo up")?;
+        pod.ip("route add default via 10.8.0.1")?;
+        pod.ip("-6 route add default via fd08::1")?;
+        pod.ip("route add 192.0.2.0/24 via 10.8.0.9 metric 7 mtu 1300")?;
+        pod.ip("neigh add 10.8.0.9 lladdr 02:00:00:00:08:09 dev eth0 nud permanent")?;
+        // a macvlan, and another one at the host to talk to
+        ip("link add bhdummy0 type dummy")?;
+        ip("link set bhdummy0 up")?;
+        ip(&format!(
+            "link add link bhdummy0 name net1 netns {name} type macvlan mode bridge"
+        ))?;
+        ip("link add link bhdummy0 name bhmac0 type macvlan mode bridge")?;
+        ip("addr add 10.7.0.1/24 dev bhmac0")?;
+        ip("link set bhmac0 up")?;
+        pod.ip("addr add 10.7.0.2/24 dev net1")?;
+        pod.ip("link set net1 up")?;
+        Ok(pod)
+    }
+
+    fn ip(&self, arguments: &str) -> Result<String> {
+        ip(&format!("-n {} {arguments}", self.0))
+    }
+
+    fn open(&self) -> Result<File> {
+        Ok(File::open(format!("/run/netns/{}", self.0))?)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = ip(&format!("netns del {}", self.0));
+        for link in ["bhmac0", "bhdummy0", "bhveth0", "bhveth1"] {
+            let _ = ip(&format!("link del {link}"));
+        }
+    }
+}
+
+fn ip(arguments: &str) -> Result<String> {
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &str) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments.split(' '))
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {arguments}: {error}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn every_interface_of_a_pod_is_joined_with_its_guest() -> Result<()> {
+    let pod = Pod::new("bhpod1")?;
+    let mut network = Network::open(Some(pod.open()?.into()))?;
+    let mut guest = Guest::start(Plan::default())?;
+
+    let cards = network.join()?;
+    let names: Vec<_> = cards.iter().map(|card| card.name.as_str()).collect();
+    assert_eq!(names, ["eth0", "net1"]);
+    for card in &cards {
+        let (config, fds) = card.hot_plug();
+        guest
+            .control()?
+            .add_device(DeviceConfig::Net(config), &fds)?;
+    }
+    guest.sh("echo 1 > /sys/bus/pci/rescan")?;
+    assert_eq!(
+        guest.sh("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu")?,
+        "02:00:00:00:08:02\n1400\n"
+    );
+    guest.sh("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad")?;
+    guest.sh("ip addr add 10.8.0.2/24 dev eth0; ip addr add fd08::2/64 dev eth0")?;
+    guest.sh("ip link set eth0 up; ip addr add 10.7.0.2/24 dev eth1; ip link set eth1 up")?;
+
+    guest.sh("ping -c 1 -W 5 10.8.0.1 && ping -c 1 -W 5 fd08::1 && ping -c 1 -W 5 10.7.0.1")?;
+    // who calls the pod reaches the guest and not the namespace
+    guest.sh("(echo from the guest | nc -l -p 80) &")?;
+    let answer = run("timeout", "20 busybox nc -w 5 10.8.0.2 80")?;
+    assert_eq!(answer, "from the guest\n");
+
+    // What comes later is found, and only that.
+    assert!(network.join()?.is_empty());
+    let peer = "link add bhveth1 type veth peer name eth7 netns bhpod1";
+    ip(peer)?;
+    let left = Left {
+        name: "eth7".to_owned(),
+        reason: Reason::Down,
+    };
+    assert_eq!(network.left()?, [left]);
+    pod.ip("link set eth7 up")?;
+    assert_eq!(network.join()?.len(), 1);
+
+    // Nothing is left in the namespace.
+    drop(network);
+    let links = pod.ip("-o link")?;
+    assert!(!links.contains("bulkhead"), "{links}");
+    for link in ["eth0", "net1", "eth7"] {
+        let filters = run("tc", &format!("-n bhpod1 qdisc show dev {link} ingress"))?;
+        assert_eq!(filters, "", "{link}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_agent_sets_up_what_the_host_has() -> Result<()> {
+    let pod = Pod::new("bhpod2")?;
+    let mut network = Network::open(Some(pod.open()?.into()))?;
+    network.join()?;
+    let request = network.request()?;
+
+    // the guest's cards: the same addresses under other names, one of them in the way
+    let guest = Namespace::fresh()?;
+    guest.run(|| {
+        let kernel = Socket::open()?;
+        for (name, interface) in ["net1", "eth0"].iter().zip(&request.interfaces) {
+            kernel.add_link(name, "dummy")?;
+            let links = kernel.links()?;
+            let link = links.iter().find(|link| link.name == *name);
+            let mac = Change {
+                mac: interface.mac.as_slice().try_into().ok(),
+                ..Change::default()
+            };
+            kernel.change_link(link.map_or(0, |link| link.index), &mac)?;
+        }
+        Ok(())
+    })?;
+    configure(&guest, request.clone())?;
+    // again, as when a further interface comes
+    configure(&guest, request.clone())?;
+
+    let ours = shown(&guest)?;
+    let theirs = shown(network.namespace())?;
+    assert_eq!(ours, theirs);
+    assert_eq!(ours.len(), 9, "{ours:#?}");
+
+    let mut missing = request;
+    missing.interfaces[0].mac[5] ^= 1;
+    let error = configure(&guest, missing).unwrap_err();
+    assert!(
+        error.to_string().contains("there is no network card"),
+        "{error:#}"
+    );
+    Ok(())
+}
+
+/// Does what the agent does, in the guest's stead.
+fn configure(guest: &Namespace, request: ConfigureNetworkRequest) -> Result<()> {
+    let request = GuestNetwork::try_from(request)?;
+    let done = guest.run(move || Ok(request.configure()))?;
+    Ok(done?)
+}
+
+/// What a program in the namespace sees of its network, by names, without what is our own.
+fn shown(namespace: &Namespace) -> Result<Vec<String>> {
+    let (links, addresses, routes, neighbours) = namespace.run(|| {
+        let kernel = Socket::open()?;
+        let all = (
+            kernel.links()?,
+            kernel.addresses()?,
+            kernel.routes()?,
+            kernel.neighbours()?,
+        );
+        Ok(all)
+    })?;
+    let name = |index: u32| {
+        let link = links.iter().find(|link| link.index == index);
+        link.map_or("", |link| link.name.as_str())
+    };
+    let mut all = Vec::new();
+    for link in &links {
+        if ["eth0", "net1"].contains(&link.name.as_str()) {
+            all.push(format!("link {} {:?} {}", link.name, link.mac, link.mtu));
+        }
+    }
+    for one in addresses {
+        // each kernel makes those of its links itself
+        if one.scope == 0 {
+            all.push(format!(
+                "addr {} {}/{}",
+                name(one.index),
+                one.address,
+                one.prefix_len
+            ));
+        }
+    }
+    for route in routes {
+        if route.protocol == netlink::Route::OF_KERNEL {
+            continue;
+        }
+        let hops: Vec<_> = route
+            .hops
+            .iter()
+            .map(|hop| (name(hop.index), hop.gateway))
+            .collect();
+        all.push(format!(
+            "route {}/{} {hops:?} {} {:?}",
+            route.destination.address, route.destination.prefix_len, route.priority, route.mtu
+        ));
+    }
+    for one in neighbours {
+        all.push(format!(
+            "neigh {} {} {:?}",
+            name(one.index),
+            one.address,
+            one.mac
+        ));
+    }
+    all.sort();
+    Ok(all)
+}
