@@ -4,12 +4,13 @@
 //! be taken, that clock counts instructions, so that a busy host changes nothing; they compare
 //! with each other and with no figure of another machine. Counts of exits compare anywhere.
 //!
-//! Given names of its parts (`boot`, `disk`, `run`), it takes those alone.
+//! Given names of its parts (`boot`, `disk`, `net`, `run`), it takes those alone.
 
 mod boot;
 mod disk;
 mod exits;
 mod machine;
+mod net;
 mod report;
 mod run;
 
@@ -23,9 +24,10 @@ const RUNS: usize = 3;
 type Measure = fn(&mut Report) -> Result<()>;
 
 fn main() -> Result<()> {
-    let parts: [(&str, Measure); 3] = [
+    let parts: [(&str, Measure); 4] = [
         ("boot", boot::measure),
         ("disk", disk::measure),
+        ("net", net::measure),
         ("run", run::measure),
     ];
     // cargo passes `--bench`
