@@ -25,17 +25,18 @@ pub(super) fn writes(resources: &Resources) -> Result<Vec<Write>, Error> {
             ));
         }
         writes.push((format!("hugetlb.{size}.max"), page.limit.to_string()));
+        writes.push((format!("hugetlb.{size}.rsvd.max"), page.limit.to_string()));
     }
     for (file, text) in &resources.unified {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.".contains(&b);
         if !file.contains('.') || !file.bytes().all(plain) || file.contains("..") {
             return Err(value("unified", file, "it is no name of a cgroup's file"));
         }
-        if file.starts_with("cgroup.") {
+        if file.starts_with("cgroup.") && !file.starts_with("cgroup.max.") {
             return Err(value(
                 "unified",
                 file,
-                "the agent itself sets those of cgroup",
+                "the agent itself sets those of cgroup, but for cgroup.max.depth and cgroup.max.descendants",
             ));
         }
         writes.push((file.clone(), text.clone()));
@@ -244,11 +245,6 @@ mod tests {
                 "io.max",
                 "254:0 rbps=9",
             ),
-            (
-                r#"{"hugepageLimits":[{"pageSize":"2MB","limit":7}]}"#,
-                "hugetlb.2MB.max",
-                "7",
-            ),
             (r#"{"unified":{"memory.high":"1G"}}"#, "memory.high", "1G"),
         ] {
             assert_eq!(one(json), write(file, text), "{json}");
@@ -270,6 +266,16 @@ mod tests {
             write("cpu.max.burst", "0"),
             write("cpu.max", "1000"),
             write("cpu.max.burst", "500"),
+        ];
+        assert_eq!(writes, expected);
+    }
+
+    #[test]
+    fn huge_pages_are_limited_in_use_and_in_reserve() {
+        let writes = of(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":7}]}"#).unwrap();
+        let expected = [
+            write("hugetlb.2MB.max", "7"),
+            write("hugetlb.2MB.rsvd.max", "7"),
         ];
         assert_eq!(writes, expected);
     }

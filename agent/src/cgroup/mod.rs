@@ -300,11 +300,13 @@ impl Cgroup {
         })
     }
 
-    /// Sets a limit. A kernel without swap has no file for it, and neither needs one to have none.
+    /// Sets a limit. A kernel without swap has no file for it, and needs none to use no swap; one
+    /// that does not count reserved huge pages counts those in use.
     fn set(&self, file: &str, value: &str) -> Result<(), Error> {
+        let may_be_missing = file == "memory.swap.max" || file.ends_with(".rsvd.max");
         match self.write(file, value) {
             Err(Error::Set { source, .. })
-                if source.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" =>
+                if may_be_missing && source.kind() == io::ErrorKind::NotFound =>
             {
                 Ok(())
             }
