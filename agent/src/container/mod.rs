@@ -301,10 +301,12 @@ impl Containers {
         let file = match (container.first.pid(), kind) {
             (0, "user") => {
                 let users = container.mappings.clone().ok_or_else(gone)?;
-                let made = users.namespace().map_err(|source| NamespaceError::Open {
-                    path: namespace.to_string(),
-                    source,
-                })?;
+                let made = container
+                    .users(&users)
+                    .map_err(|source| NamespaceError::Open {
+                        path: namespace.to_string(),
+                        source,
+                    })?;
                 return Ok(Join::Users(made, users));
             }
             (0, kind) => return pods(kind),

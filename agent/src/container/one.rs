@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, Weak},
 };
 
@@ -34,6 +36,8 @@ pub(super) struct Container {
     device_guard: Mutex<Guard>,
     pub(super) mappings: Option<Mappings>,
     pub(super) cgroup: Cgroup,
+    /// The user namespace that a placeholder stands for.
+    users: Mutex<Option<OwnedFd>>,
     /// How many kills for want of memory the host knows of.
     oom_kills: Mutex<u64>,
     watcher: Mutex<Option<Watcher>>,
@@ -107,6 +111,7 @@ impl Container {
             device_guard: Mutex::new(Guard::of(&create.spec)),
             mappings: inside.mappings,
             cgroup,
+            users: Mutex::default(),
             oom_kills: Mutex::default(),
             watcher: Mutex::default(),
         });
@@ -136,6 +141,16 @@ impl Container {
             container: id.clone(),
             exec: exec.clone(),
         })
+    }
+
+    /// The user namespace that a placeholder of the ids `ids` stands for, made when it is needed.
+    pub(super) fn users(&self, ids: &Mappings) -> io::Result<OwnedFd> {
+        let mut users = lock(&self.users);
+        let made = match users.take() {
+            Some(made) => made,
+            None => ids.namespace()?,
+        };
+        users.insert(made).try_clone()
     }
 
     /// Where `process`, one of the container's, is in its life.

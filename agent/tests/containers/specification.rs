@@ -348,12 +348,11 @@ async fn a_container_joins_the_users_of_the_placeholder(guest: &Guest) {
         },
     );
     guest.stay_as("a", &spec).await;
-    assert_eq!(
-        guest
-            .sh_in("a", "tr -s ' ' < /proc/self/uid_map; id -u")
-            .await,
-        " 0 100000 1000\n0\n"
-    );
+    guest.stay_as("b", &spec).await;
+    let command = "tr -s ' ' < /proc/self/uid_map; id -u";
+    assert_eq!(guest.sh_in("a", command).await, " 0 100000 1000\n0\n");
+    let same = "readlink /proc/self/ns/user";
+    assert_eq!(guest.sh_in("a", same).await, guest.sh_in("b", same).await);
 }
 
 async fn a_filter_can_end_trap_and_test_arguments(guest: &Guest) {
