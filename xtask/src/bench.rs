@@ -11,7 +11,7 @@ use crate::build;
 use crate::lab::Place;
 use crate::process::run;
 use crate::project::Project;
-use crate::test::{RUN_EACH, executables};
+use crate::test::{RUN_EACH, SYSTEM_TESTS, executables};
 
 /// Seconds for all benches together in the lab.
 const LAB_TIMEOUT_S: &str = "3000";
@@ -19,7 +19,7 @@ const LAB_TIMEOUT_S: &str = "3000";
 /// Builds everything and runs each bench.
 pub(crate) fn all(project: &Project) -> Result<()> {
     build::all(project)?;
-    let benches = executables(project, "bench")?;
+    let benches = executables(project, SYSTEM_TESTS, "bench")?;
     if benches.is_empty() {
         bail!("package system-tests has no benches");
     }

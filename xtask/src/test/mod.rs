@@ -18,7 +18,7 @@ use crate::process::{cargo, output, run};
 use crate::project::Project;
 
 /// The package whose integration tests drive Bulkhead from outside.
-const SYSTEM_TESTS: &str = "system-tests";
+pub(crate) const SYSTEM_TESTS: &str = "system-tests";
 
 /// Seconds for all system tests together in the lab.
 const LAB_TIMEOUT_S: &str = "1500";
@@ -67,10 +67,12 @@ fn unit(project: &Project) -> Result<()> {
 
 fn system(project: &Project) -> Result<()> {
     build::all(project)?;
-    let tests = executables(project, "test")?;
+    let mut tests = executables(project, SYSTEM_TESTS, "test")?;
     if tests.is_empty() {
         bail!("package {SYSTEM_TESTS} has no tests");
     }
+    // The stories of its containers that need what the lab has.
+    tests.extend(executables(project, "agent", "test")?);
     let place = Place::find(project)?;
     place.announce("the system tests");
     let command = |programs: &[PathBuf]| {
@@ -88,12 +90,12 @@ fn system(project: &Project) -> Result<()> {
     }
 }
 
-/// Compiles the system tests' programs of one kind (`test` or `bench`) and returns where they are.
-pub(crate) fn executables(project: &Project, kind: &str) -> Result<Vec<PathBuf>> {
+/// Compiles a package's programs of one kind (`test` or `bench`) and returns where they are.
+pub(crate) fn executables(project: &Project, package: &str, kind: &str) -> Result<Vec<PathBuf>> {
     let messages = output(cargo().current_dir(&project.root).args([
         "test",
         "--package",
-        SYSTEM_TESTS,
+        package,
         &format!("--{kind}"),
         "*",
         "--no-run",
