@@ -25,12 +25,13 @@ use nix::{
     },
     unistd::{chdir, chroot, write},
 };
-use protocol::{AGENT_PORT, HOST_CID, Hello, READY_PORT, STREAM_PORT};
+use protocol::{AGENT_PORT, FORWARD_PORT, HOST_CID, Hello, READY_PORT, STREAM_PORT};
 use tokio::sync::Notify;
 
 use crate::{
     cgroup,
     container::Containers,
+    forward,
     guest::Guest,
     log, port,
     port::Port,
@@ -128,6 +129,10 @@ async fn serve(started_ns: u64, rpc: OwnedFd, streams: OwnedFd) -> Result<(), Er
         power.clone(),
     )
     .await?;
+    let forward = port::vsock(FORWARD_PORT).and_then(Port::new);
+    tokio::spawn(forward::serve(
+        forward.map_err(doing("watch the port to the loopback"))?,
+    ));
     power.wait().await;
     // The answer that the guest ends is still on its way.
     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod container;
 mod devices;
 pub mod events;
+pub mod forward;
 pub mod guest;
 pub mod id;
 mod launch;

@@ -1,11 +1,13 @@
 //! The contract between Bulkhead's host side and its agent in the guest:
 //! the messages and the service of `proto/agent.proto`, the vsock ports, and
-//! the two small things that cross vsock outside ttrpc, [`Hello`] and [`StreamId`].
+//! the small things that cross vsock outside ttrpc, [`Hello`], [`StreamId`] and [`ForwardTarget`].
 
+mod forward;
 mod hello;
 mod place;
 mod stream;
 
+pub use forward::ForwardTarget;
 pub use hello::{Hello, HelloError};
 pub use place::{Namespace, POD_SHM};
 pub use stream::StreamId;
@@ -19,6 +21,10 @@ pub const AGENT_PORT: u32 = 1024;
 /// The vsock port of the guest that takes standard streams: the host writes a
 /// [`StreamId`], then the bytes of the stream follow.
 pub const STREAM_PORT: u32 = 1025;
+
+/// The vsock port of the guest that leads to its loopback: the host writes a
+/// [`ForwardTarget`], the agent answers with a byte, then the bytes of the stream follow.
+pub const FORWARD_PORT: u32 = 1026;
 
 /// The vsock port of the *host* that the agent dials once it serves
 /// [`AGENT_PORT`] and [`STREAM_PORT`], to write its [`Hello`].

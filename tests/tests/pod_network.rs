@@ -1,12 +1,19 @@
 //! A pod's network namespace, joined with a guest, and the same network set up by the agent.
 
-use std::{fs::File, process::Command};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use agent::network::Network as GuestNetwork;
 use anyhow::{Context, Result, ensure};
 use netlink::{Change, Socket};
 use protocol::agent::ConfigureNetworkRequest;
-use shim::network::{Left, Namespace, Network, Reason};
+use shim::network::{Left, Loopback, Namespace, Network, Reason};
 use system_tests::guest::{Guest, Plan};
 use vmm::config::DeviceConfig;
 
@@ -172,6 +179,114 @@ fn the_agent_sets_up_what_the_host_has() -> Result<()> {
         "{error:#}"
     );
     Ok(())
+}
+
+#[test]
+fn the_pods_loopback_at_the_host_is_the_guests() -> Result<()> {
+    let pod = Namespace::fresh()?;
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let forwarding = forward(pod.clone(), ended)?;
+
+    for local in ["127.0.0.1", "::1"] {
+        let address = serve(local.parse()?)?;
+        let start = Instant::now();
+        assert_eq!(ask(&pod, address, b"hello")?, b"hello");
+        // the client's second attempt would come after a second
+        assert!(
+            start.elapsed() < Duration::from_millis(900),
+            "{:?}",
+            start.elapsed()
+        );
+        // many at a time, each with its own answer
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..40)
+                .map(|number: u32| {
+                    let pod = &pod;
+                    scope.spawn(move || {
+                        let text = number.to_string().repeat(5000).into_bytes();
+                        Ok(ask(pod, address, &text)? == text)
+                    })
+                })
+                .collect();
+            for client in clients {
+                let same: io::Result<bool> = client.join().unwrap_or(Ok(false));
+                assert!(matches!(same, Ok(true)), "{same:?}");
+            }
+        });
+        // nobody listens there
+        let unused = TcpListener::bind((address.ip(), 0))?.local_addr()?;
+        let start = Instant::now();
+        let error = ask(&pod, unused, b"hello").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(
+            start.elapsed() < Duration::from_millis(900),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+
+    let address = serve("127.0.0.1".parse()?)?;
+    drop(end);
+    assert!(forwarding.join().is_ok());
+    let error = ask(&pod, address, b"hello").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    Ok(())
+}
+
+/// Leads connections to the pod's loopback on a thread with a runtime, until told to end. The
+/// lab's own loopback stands for the guest's, and the agent's part runs here.
+fn forward(
+    pod: Namespace,
+    ended: tokio::sync::oneshot::Receiver<()>,
+) -> Result<thread::JoinHandle<()>> {
+    let (tell, started) = std::sync::mpsc::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let thread = thread::spawn(move || {
+        runtime.block_on(async {
+            let loopback = Loopback::start(&pod, || async {
+                let (ours, theirs) = tokio::net::UnixStream::pair()?;
+                tokio::spawn(agent::forward::answer(theirs));
+                Ok(ours)
+            });
+            let running = loopback.map(|loopback| (loopback, tell.send(Ok(()))));
+            match running {
+                Ok(_running) => drop(ended.await),
+                Err(error) => drop(tell.send(Err(error))),
+            }
+        });
+    });
+    started.recv()??;
+    Ok(thread)
+}
+
+/// Listens at a free port and sends back what it hears.
+fn serve(at: IpAddr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind((at, 0))?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut heard = Vec::new();
+                client.read_to_end(&mut heard)?;
+                client.write_all(&heard)
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// Says something in the namespace and returns the answer.
+fn ask(pod: &Namespace, to: SocketAddr, what: &[u8]) -> io::Result<Vec<u8>> {
+    pod.run(|| {
+        let mut stream = TcpStream::connect(to)?;
+        stream.write_all(what)?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    })
 }
 
 /// Does what the agent does, in the guest's stead.

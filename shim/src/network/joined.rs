@@ -2,13 +2,10 @@
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
-use netlink::{Change, Link, Socket, Verdict};
+use netlink::{Change, Link, Socket};
 use vmm::{config::Mac, virtio::net::tap};
 
-use super::{Card, Namespace, vhost};
-
-/// Where our filters are among those that others may have put at an interface: behind most.
-const PRIORITY: u16 = 0x6268;
+use super::{Card, Namespace, filter::Filter, vhost};
 
 /// Why an interface cannot be joined.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +33,7 @@ pub enum Error {
 #[derive(Debug)]
 pub(super) struct Joined {
     link: u32,
-    _redirects: Vec<Redirect>,
+    _redirects: Vec<Filter>,
     // Dropped last: the redirects are gone by then.
     tap: Option<Tap>,
 }
@@ -61,7 +58,7 @@ impl Joined {
                 (link.index, tap.index, &link.name),
                 (tap.index, link.index, &tap.name),
             ] {
-                let redirect = Redirect::new(kernel, from, to);
+                let redirect = Filter::redirect(kernel, from, to);
                 let redirect = redirect.map_err(|source| Error::Redirect(name.clone(), source))?;
                 this._redirects.push(redirect);
             }
@@ -134,42 +131,5 @@ impl Drop for Tap {
     fn drop(&mut self) {
         // It fails when the namespace's other users removed it.
         let _ = self.kernel.delete_link(self.index);
-    }
-}
-
-/// What comes in at one interface goes out at another.
-#[derive(Debug)]
-struct Redirect {
-    kernel: Arc<Socket>,
-    from: u32,
-    /// Whether the place for filters was made for it.
-    own_ingress: bool,
-}
-
-impl Redirect {
-    fn new(kernel: &Arc<Socket>, from: u32, to: u32) -> io::Result<Self> {
-        let own_ingress = match kernel.add_ingress(from) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(error),
-        };
-        let this = Self {
-            kernel: Arc::clone(kernel),
-            from,
-            own_ingress,
-        };
-        this.kernel
-            .add_filter(from, PRIORITY, Verdict::Redirect(to))?;
-        Ok(this)
-    }
-}
-
-impl Drop for Redirect {
-    fn drop(&mut self) {
-        // Either fails when the interface is gone, and so is what it had.
-        let _ = match self.own_ingress {
-            true => self.kernel.delete_ingress(self.from),
-            false => self.kernel.delete_filter(self.from, PRIORITY),
-        };
     }
 }

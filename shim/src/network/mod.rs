@@ -11,9 +11,13 @@
 //! was; since all that comes in is redirected, the host's kernel answers none
 //! of it. What is made here is undone when the [`Network`] is dropped.
 
+mod filter;
 mod joined;
+mod loopback;
 mod namespace;
 mod request;
+mod syn;
+mod sys;
 
 use std::{
     fs::File,
@@ -26,7 +30,11 @@ use protocol::agent::ConfigureNetworkRequest;
 use vmm::config::{Mac, NetConfig, Rate, Resource};
 
 use self::joined::Joined;
-pub use self::{joined::Error as JoinError, namespace::Namespace};
+pub use self::{
+    joined::Error as JoinError,
+    loopback::{Error as LoopbackError, Loopback},
+    namespace::Namespace,
+};
 
 /// Why the pod has no network.
 #[derive(Debug, thiserror::Error)]

@@ -217,7 +217,10 @@ fn connect(port: u16) -> Result<TcpStream> {
     loop {
         let address = format!("{GUEST}:{port}").parse()?;
         match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+                return Ok(stream);
+            }
             Err(error) if Instant::now() > deadline => {
                 return Err(error).context("the guest does not answer");
             }

@@ -18,9 +18,9 @@ use vmm_fuzz::{Machine, Step};
 
 fuzz_target!(|input: (Vec<Step>, Vec<u16>)| {
     let (steps, packets) = input;
-    let (first, cable) = cable();
+    let (first, host) = cable();
     let (second, _other) = cable();
-    let mut cable = File::from(cable);
+    let mut host = File::from(host);
     let taps = [first, second].map(|socket| Tap::packets(socket).expect("a tap"));
     let settings = Settings {
         mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -34,12 +34,12 @@ fuzz_target!(|input: (Vec<Step>, Vec<u16>)| {
     let mut packets = packets.iter();
     for step in &steps {
         if let Some(len) = packets.next() {
-            let _ = cable.write(&vec![0x5a; 12 + usize::from(*len)]);
+            let _ = host.write(&vec![0x5a; 12 + usize::from(*len)]);
         }
         if machine.step(step).is_err() {
             return;
         }
-        while matches!(cable.read(&mut [0; 64]), Ok(1..)) {}
+        while matches!(host.read(&mut [0; 64]), Ok(1..)) {}
     }
 });
 

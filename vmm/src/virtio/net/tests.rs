@@ -366,3 +366,45 @@ fn a_ring_index_out_of_bounds_stops_the_card() {
         .unwrap();
     assert!(matches!(rig.kick(TX), Err(Error::Queue { queue: TX, .. })));
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(256))]
+
+    /// What a driver may do to its rings: the card answers, drops or stops, and does not panic.
+    #[test]
+    fn no_chain_of_descriptors_harms_the_card(
+        chains in proptest::collection::vec(
+            (
+                0..5_usize,
+                proptest::collection::vec(
+                    (0..0x20_0000_u64, 0..70_000_u32, 0..4_u16, 0..64_u16), 1..6,
+                ),
+            ),
+            1..24,
+        ),
+        lens in proptest::collection::vec(14..4000_usize, 0..24),
+    ) {
+        let (card, cables) = card(2, settings());
+        let mut rig = Rig::with_event_index(card);
+        let mut lens = lens.into_iter();
+        for (queue, descriptors) in chains {
+            if let Some(len) = lens.next() {
+                send(&cables[0], len);
+            }
+            let whole: Vec<_> = descriptors.iter().map(|_| Buffer::In(64)).collect();
+            let head = rig.offer(queue, &whole).head;
+            for (slot, (address, len, flags, next)) in descriptors.into_iter().enumerate() {
+                let slot = (head + slot as u16) % 64;
+                // the rings themselves are left alone, so that the chain is one
+                rig.write_descriptor(queue, slot, 0x10_0000 + address, len, flags, next);
+            }
+            let done = rig
+                .kick(queue)
+                .and_then(|()| rig.device.handle_source(0, Events::IN, &mut rig.active));
+            if done.is_err() {
+                break;
+            }
+            received(&cables[0]);
+        }
+    }
+}
