@@ -9,6 +9,7 @@ use std::{
 };
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use nix::fcntl::{FcntlArg, fcntl};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -215,6 +216,7 @@ impl Vm {
     /// # Errors
     /// When the kernel refuses a thread.
     pub fn start(&mut self) -> Result<(), Error> {
+        make_room_for_descriptors().map_err(Error::Threads)?;
         let vcpus = std::mem::take(&mut self.idle_vcpus);
         self.trace.mark("guest entered");
         // The guest needs its devices only after its kernel is up.
@@ -280,6 +282,16 @@ fn open_kvm(config: &VmConfig, descriptors: &mut Descriptors) -> Result<(Kvm, Vm
     vm.create_irq_chip()
         .map_err(refused("create an interrupt controller"))?;
     Ok((kvm, vm))
+}
+
+/// Lets the kernel grow the table of descriptors now, while one thread uses it. Growing it under
+/// several waits for all processors of the host to have let go of the old one (an RCU grace
+/// period, some ten milliseconds), and would fall to the first device that the guest starts.
+fn make_room_for_descriptors() -> io::Result<()> {
+    /// Some twenty devices; the table takes 8 bytes for each.
+    const ROOM: i32 = 512;
+    let highest = fcntl(io::stderr(), FcntlArg::F_DUPFD_CLOEXEC(ROOM - 1))?;
+    Ok(nix::unistd::close(highest)?)
 }
 
 fn memslot(vm: &VmFd, first: u32, backing: &Backing<'_>) -> Result<u32, Error> {

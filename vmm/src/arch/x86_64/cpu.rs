@@ -1,7 +1,9 @@
 //! The state that a processor starts in: 64-bit mode with the first gigabyte
 //! identity mapped, as the 64-bit boot protocol wants it.
 
-use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
+};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -43,6 +45,10 @@ pub fn set_up(vcpu: &VcpuFd, cpu: u8, cpus: u8, supported: &CpuId) -> Result<(),
     let kvm = |what| move |source| Error::Kvm { what, cpu, source };
     vcpu.set_cpuid2(&cpuid(supported, cpu, cpus))
         .map_err(kvm("set the CPUID"))?;
+    if let Some(xcrs) = extended_state(supported) {
+        vcpu.set_xcrs(&xcrs)
+            .map_err(kvm("set the extended control register"))?;
+    }
     let msrs = boot_msrs();
     let done = vcpu
         .set_msrs(&msrs)
@@ -145,6 +151,29 @@ fn topology_level(entry: &mut kvm_bindings::kvm_cpuid_entry2, cpu: u8, cpus: u8)
 
 fn apic_id_bits(cpus: u8) -> u32 {
     u32::from(cpus).next_power_of_two().trailing_zeros()
+}
+
+/// XCR0 with every component on that the processor may have (CPUID leaf 0xD), as firmware leaves
+/// it; none on a processor without. KVM derives the size of the state that it tells the guest from
+/// this register, and does not learn of the guest's own write where the processor below it, an
+/// emulated one, lets that pass: the guest would find a size of 576 bytes too small and give up
+/// its vector registers.
+fn extended_state(supported: &CpuId) -> Option<kvm_xcrs> {
+    let leaf = |function, index| {
+        let mut entries = supported.as_slice().iter();
+        entries.find(|entry| entry.function == function && entry.index == index)
+    };
+    const XSAVE: u32 = 1 << 26;
+    if leaf(1, 0)?.ecx & XSAVE == 0 {
+        return None;
+    }
+    let components = leaf(0xd, 0)?;
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0].value = u64::from(components.eax) | u64::from(components.edx) << 32;
+    Some(xcrs)
 }
 
 fn boot_msrs() -> Msrs {
@@ -250,6 +279,20 @@ mod tests {
         let cpuid = cpuid(&supported, 5, 8);
         assert_eq!(cpuid.as_slice()[0].ebx >> 24, 5);
         assert_eq!(cpuid.as_slice()[0].ebx >> 16 & 0xff, 8);
+    }
+
+    #[test]
+    fn every_component_of_the_extended_state_is_on() {
+        let leaf = |function, eax, ecx| kvm_bindings::kvm_cpuid_entry2 {
+            function,
+            eax,
+            ecx,
+            ..Default::default()
+        };
+        let with = CpuId::from_entries(&[leaf(1, 0, 1 << 26), leaf(0xd, 7, 0)]).unwrap();
+        assert_eq!(extended_state(&with).unwrap().xcrs[0].value, 7);
+        let without = CpuId::from_entries(&[leaf(1, 0, 0), leaf(0xd, 7, 0)]).unwrap();
+        assert!(extended_state(&without).is_none());
     }
 
     #[test]
