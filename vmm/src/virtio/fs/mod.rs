@@ -1,31 +1,26 @@
 //! virtio-fs (virtio 1.2, section 5.11): a directory of the host, by FUSE
 //! messages in the queues.
 //!
-//! Three parts, in the order in which a message passes through them:
-//! [`request`] takes the guest's bytes apart as far as must be known before
-//! anything is done; the FUSE server of `fuse-backend-rs` decodes the rest;
-//! [`share`] does it to the directory.
+//! A message passes through four parts: [`request`] checks its head and the
+//! limits, [`operation`] makes the rest a value, [`share`] does that to the
+//! directory, [`reply`] is how the outcome is said.
 
-use std::{
-    io::{self, Read, Write},
-    os::fd::OwnedFd,
-    sync::Arc,
-};
+use std::{io, os::fd::OwnedFd};
 
-use fuse_backend_rs::{
-    api::server::Server,
-    transport::{Reader, VirtioFsWriter, Writer},
-};
 use virtio_queue::DescriptorChain;
 use vm_memory::Bytes;
 
-use super::{Active, Error, Kind, Memory, VirtioDevice};
+use super::{Active, Error, Events, Kind, Memory, VirtioDevice, slices::Slices};
 
+pub mod operation;
+pub mod reply;
 pub mod request;
 mod share;
 
-use request::{HEADER_BYTES, Lengths, Message, REPLY_BYTES};
-use share::Share;
+use operation::{WRITE_BYTES, decode};
+use reply::Reply;
+use request::{HEADER_BYTES, Lengths, REPLY_BYTES, opcode};
+use share::{Answer, Data, Share};
 
 /// The longest tag, in bytes (virtio 1.2, section 5.11.4).
 pub const MAX_TAG_BYTES: usize = 36;
@@ -62,11 +57,20 @@ pub enum PrepareError {
     },
 }
 
+/// The most that a message other than a write may have behind its head: the longest value of an
+/// extended attribute with its name.
+const MAX_BODY_BYTES: usize = (64 << 10) + 4096;
+
+/// The list of mounts among the device's own descriptors.
+const MOUNTS_TOKEN: u64 = 0;
+
 /// The virtio-fs device.
 pub struct Fs {
     tag: [u8; MAX_TAG_BYTES],
-    share: Arc<Share>,
-    server: Server<Arc<Share>>,
+    share: Share,
+    /// Of the message that is being answered.
+    body: Vec<u8>,
+    reply: Reply,
 }
 
 impl Fs {
@@ -74,7 +78,7 @@ impl Fs {
     /// is mounted; the device then works without any mount of its own and by descriptors alone.
     ///
     /// Raises the process's soft limit of open files to its hard limit: every file that the
-    /// guest's kernel remembers is an open descriptor here.
+    /// guest has open is an open descriptor here.
     ///
     /// # Errors
     /// When the tag does not fit, `directory` is not a directory, or `/proc` is missing.
@@ -89,53 +93,83 @@ impl Fs {
             Share::open(directory, read_only).map_err(|share::OpenError { step, source }| {
                 PrepareError::Directory { tag, step, source }
             })?;
-        let share = Arc::new(share);
         Ok(Self {
             tag: padded,
-            server: Server::new(Arc::clone(&share)),
             share,
+            body: Vec::new(),
+            reply: Reply::default(),
         })
     }
 
     /// Answers one message.
-    fn answer(&self, chain: &DescriptorChain<&Memory>) -> Done {
-        let memory = chain.memory();
-        let (Ok(reader), Ok(writer)) = (
-            Reader::from_descriptor_chain(memory, chain.clone()),
-            VirtioFsWriter::new(memory, chain.clone()),
-        ) else {
-            return Done::refused(chain, peek_unique(chain), libc::EFAULT);
+    fn answer<'m>(
+        &mut self,
+        queue: usize,
+        memory: &'m Memory,
+        chain: &DescriptorChain<&'m Memory>,
+    ) -> Done {
+        let Ok(writable) = Slices::writable(queue, memory, chain.clone()) else {
+            return Done::default();
+        };
+        let Ok(mut readable) = Slices::readable(queue, memory, chain.clone()) else {
+            return Done::refused(&writable, peek_unique(chain), libc::EFAULT);
         };
         let lengths = Lengths {
-            readable: reader.available_bytes(),
-            writable: writer.available_bytes(),
+            readable: readable.len(),
+            writable: writable.len(),
         };
         let mut header = [0; HEADER_BYTES];
-        let header = match reader.clone().read_exact(&mut header) {
-            Ok(()) => &header[..],
-            Err(_) => &[],
-        };
-        let message = match request::parse(header, lengths) {
+        let count = readable.read(&mut header);
+        let message = match request::parse(&header[..count], lengths) {
             Ok(message) => message,
-            Err(refusal) => return Done::refused(chain, refusal.unique, refusal.errno),
+            Err(refusal) => return Done::refused(&writable, refusal.unique, refusal.errno),
         };
+        let refuse = |errno| Done::refused(&writable, message.unique, errno);
+
+        readable.skip(HEADER_BYTES);
+        let body = match message.opcode {
+            opcode::WRITE => message.body.min(WRITE_BYTES),
+            _ => message.body,
+        };
+        if body > MAX_BODY_BYTES {
+            return refuse(libc::E2BIG);
+        }
+        self.body.resize(body, 0);
+        readable.read(&mut self.body);
+        readable.skip(body);
+        let operation = match decode(message.opcode, &self.body) {
+            Ok(operation) => operation,
+            Err(errno) => return refuse(errno),
+        };
+
+        let mut data = Data {
+            from_guest: readable,
+            to_guest: writable.clone(),
+        };
+        self.reply.begin();
         let served = self
-            .server
-            .handle_message(reader, Writer::VirtioFs(writer), None, None);
-        match (served, message) {
-            // The server answers DESTROY and says that it did not.
-            (Ok(0), Message::Answered { .. }) => Done {
-                read: lengths.readable as u64,
-                written: REPLY_BYTES as u32,
-            },
-            (Ok(written), _) => Done {
-                read: lengths.readable as u64,
-                written: u32::try_from(written).unwrap_or(0),
-            },
-            (Err(_), Message::Silent) => Done::default(),
-            (Err(_), Message::Answered { unique }) => {
-                Done::refused(chain, Some(unique), libc::EINVAL)
+            .share
+            .serve(&message, &operation, &mut data, &mut self.reply);
+        let Some(unique) = message.unique else {
+            return Done::default();
+        };
+        let written = match served {
+            Err(error) => return refuse(error.raw_os_error().unwrap_or(libc::EIO)),
+            Ok(Answer::Placed(len)) => {
+                writable.write(&request::reply_header(unique, 0, REPLY_BYTES + len));
+                REPLY_BYTES + len
             }
+            Ok(Answer::Said) => {
+                let reply = self.reply.finish(unique);
+                if reply.len() > writable.len() {
+                    return refuse(libc::EINVAL);
+                }
+                writable.write(reply)
+            }
+        };
+        Done {
+            read: lengths.readable as u64,
+            written: written as u32,
         }
     }
 }
@@ -150,17 +184,13 @@ struct Done {
 impl Done {
     /// Writes a reply that has nothing but an error; none when there is no room for it or the
     /// message has no number to be answered under.
-    fn refused(chain: &DescriptorChain<&Memory>, unique: Option<u64>, errno: i32) -> Self {
-        let reply = |unique| {
-            let mut writer = VirtioFsWriter::new(chain.memory(), chain.clone()).ok()?;
-            writer.write_all(&request::error_reply(unique, errno)).ok()
-        };
-        match unique.and_then(reply) {
-            Some(()) => Self {
+    fn refused(writable: &Slices<'_>, unique: Option<u64>, errno: i32) -> Self {
+        match unique {
+            Some(unique) if writable.len() >= REPLY_BYTES => Self {
                 read: 0,
-                written: REPLY_BYTES as u32,
+                written: writable.write(&request::error_reply(unique, errno)) as u32,
             },
-            None => Self::default(),
+            _ => Self::default(),
         }
     }
 }
@@ -196,9 +226,28 @@ impl VirtioDevice for Fs {
         config
     }
 
-    fn activate(&mut self, _active: &mut Active) -> Result<(), Error> {
+    fn activate(&mut self, active: &mut Active) -> Result<(), Error> {
         self.share.enter_thread().map_err(|source| Error::Host {
             what: "give the thread of the shared directory a working directory of its own",
+            source,
+        })?;
+        let watched = active
+            .sources
+            .add(&self.share, Events::PRIORITY, MOUNTS_TOKEN);
+        watched.map_err(|source| Error::Host {
+            what: "watch for mounts below the shared directory",
+            source,
+        })
+    }
+
+    fn handle_source(
+        &mut self,
+        _token: u64,
+        _events: Events,
+        _active: &mut Active,
+    ) -> Result<(), Error> {
+        self.share.mounts_changed().map_err(|source| Error::Host {
+            what: "look at the mounts below the shared directory",
             source,
         })
     }
@@ -212,7 +261,7 @@ impl VirtioDevice for Fs {
         } = active;
         let queue = &mut queues[index];
         while let Some(chain) = queue.pop(memory)? {
-            let done = self.answer(&chain);
+            let done = self.answer(index, memory, &chain);
             counters.bytes_from_guest.add(done.read);
             counters.bytes_to_guest.add(u64::from(done.written));
             queue.push(memory, chain.head_index(), done.written)?;

@@ -13,16 +13,52 @@ pub const MAX_BYTES: usize = (1 << 20) + 4096;
 const NAME_MAX: usize = 255;
 
 /// The numbers of the messages that are served, from `linux/fuse.h`.
-mod opcode {
-    pub(super) const LOOKUP: u32 = 1;
-    pub(super) const FORGET: u32 = 2;
-    pub(super) const IOCTL: u32 = 39;
-    pub(super) const INTERRUPT: u32 = 36;
-    pub(super) const POLL: u32 = 40;
-    pub(super) const NOTIFY_REPLY: u32 = 41;
-    pub(super) const BATCH_FORGET: u32 = 42;
-    pub(super) const RENAME2: u32 = 45;
-    pub(super) const LSEEK: u32 = 46;
+pub mod opcode {
+    #![expect(
+        missing_docs,
+        reason = "the names are the explanation, in fuse(4) and linux/fuse.h"
+    )]
+
+    pub const LOOKUP: u32 = 1;
+    pub const FORGET: u32 = 2;
+    pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
+    pub const READLINK: u32 = 5;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RMDIR: u32 = 11;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
+    pub const OPEN: u32 = 14;
+    pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
+    pub const STATFS: u32 = 17;
+    pub const RELEASE: u32 = 18;
+    pub const FSYNC: u32 = 20;
+    pub const SETXATTR: u32 = 21;
+    pub const GETXATTR: u32 = 22;
+    pub const LISTXATTR: u32 = 23;
+    pub const REMOVEXATTR: u32 = 24;
+    pub const INIT: u32 = 26;
+    pub const OPENDIR: u32 = 27;
+    pub const READDIR: u32 = 28;
+    pub const RELEASEDIR: u32 = 29;
+    pub const FSYNCDIR: u32 = 30;
+    pub const CREATE: u32 = 35;
+    pub const INTERRUPT: u32 = 36;
+    pub const DESTROY: u32 = 38;
+    pub const NOTIFY_REPLY: u32 = 41;
+    pub const BATCH_FORGET: u32 = 42;
+    pub const FALLOCATE: u32 = 43;
+    pub const READDIRPLUS: u32 = 44;
+    pub const RENAME2: u32 = 45;
+    pub const LSEEK: u32 = 46;
+    pub const COPY_FILE_RANGE: u32 = 47;
+    pub const SYNCFS: u32 = 50;
+    pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
 }
 
 /// How much the guest offers, in bytes.
@@ -34,16 +70,21 @@ pub struct Lengths {
     pub writable: usize,
 }
 
-/// A message that may be passed on.
+/// A message that keeps the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Message {
-    /// The guest waits for a reply.
-    Answered {
-        /// The number that the reply must carry.
-        unique: u64,
-    },
-    /// The guest wants no reply.
-    Silent,
+pub struct Message {
+    /// The number that the reply must carry; `None` when the guest wants no reply.
+    pub unique: Option<u64>,
+    /// What is asked for, one of [`opcode`] or not.
+    pub opcode: u32,
+    /// The file that it is asked of.
+    pub node: u64,
+    /// The user in the guest who asks.
+    pub uid: u32,
+    /// That user's group.
+    pub gid: u32,
+    /// Bytes behind the head.
+    pub body: usize,
 }
 
 /// A message that is not passed on.
@@ -59,39 +100,37 @@ pub struct Refusal {
 ///
 /// # Errors
 /// When the head is cut off or speaks of more than was given, there is no room for a reply,
-/// the message is too long or of a kind that is not served.
+/// or the message is too long.
 pub fn parse(header: &[u8], lengths: Lengths) -> Result<Message, Refusal> {
-    let (Some(unique), Some(len), Some(opcode)) =
-        (unique(header), word(header, 0), word(header, 4))
-    else {
-        return Err(Refusal {
-            unique: None,
-            errno: libc::EINVAL,
-        });
+    let cut_off = Refusal {
+        unique: None,
+        errno: libc::EINVAL,
     };
-    if matches!(
-        opcode,
-        opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT | opcode::NOTIFY_REPLY
-    ) {
-        return check_length(len, lengths)
-            .map(|()| Message::Silent)
-            .map_err(|errno| Refusal {
-                unique: None,
-                errno,
-            });
+    let number = unique(header).ok_or(cut_off)?;
+    let word = |at| word(header, at).ok_or(cut_off);
+    let (len, opcode) = (word(0)? as usize, word(4)?);
+    let unique = match opcode {
+        opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT | opcode::NOTIFY_REPLY => None,
+        _ => Some(number),
+    };
+    let refuse = |errno| Refusal { unique, errno };
+    if lengths.readable > MAX_BYTES || lengths.writable > MAX_BYTES {
+        return Err(refuse(libc::E2BIG));
     }
-    let checked = check_length(len, lengths).and_then(|()| {
-        if lengths.writable < REPLY_BYTES {
-            return Err(libc::EINVAL);
-        }
-        if !is_served(opcode) {
-            return Err(libc::ENOSYS);
-        }
-        Ok(Message::Answered { unique })
-    });
-    checked.map_err(|errno| Refusal {
-        unique: Some(unique),
-        errno,
+    let body = len
+        .checked_sub(HEADER_BYTES)
+        .filter(|_| len <= lengths.readable)
+        .ok_or(refuse(libc::EINVAL))?;
+    if unique.is_some() && lengths.writable < REPLY_BYTES {
+        return Err(refuse(libc::EINVAL));
+    }
+    Ok(Message {
+        unique,
+        opcode,
+        node: u64::from(word(16)?) | u64::from(word(20)?) << 32,
+        uid: word(24)?,
+        gid: word(28)?,
+        body,
     })
 }
 
@@ -103,8 +142,13 @@ pub fn unique(header: &[u8]) -> Option<u64> {
 
 /// A reply that has nothing but an error.
 pub fn error_reply(unique: u64, errno: i32) -> [u8; REPLY_BYTES] {
+    reply_header(unique, errno, REPLY_BYTES)
+}
+
+/// The head of a reply of `len` bytes, itself included.
+pub fn reply_header(unique: u64, errno: i32, len: usize) -> [u8; REPLY_BYTES] {
     let mut reply = [0; REPLY_BYTES];
-    reply[..4].copy_from_slice(&(REPLY_BYTES as u32).to_le_bytes());
+    reply[..4].copy_from_slice(&(len as u32).to_le_bytes());
     reply[4..8].copy_from_slice(&errno.wrapping_neg().to_le_bytes());
     reply[8..].copy_from_slice(&unique.to_le_bytes());
     reply
@@ -125,26 +169,6 @@ pub fn check_name(name: &[u8]) -> Result<(), i32> {
     Ok(())
 }
 
-fn check_length(len: u32, lengths: Lengths) -> Result<(), i32> {
-    if lengths.readable > MAX_BYTES || lengths.writable > MAX_BYTES {
-        return Err(libc::E2BIG);
-    }
-    if (len as usize) < HEADER_BYTES || len as usize > lengths.readable {
-        return Err(libc::EINVAL);
-    }
-    Ok(())
-}
-
-/// Ioctl and poll are for the guest's own devices; mappings need a window that is not there;
-/// what came after them is not known to the server.
-fn is_served(opcode: u32) -> bool {
-    match opcode {
-        opcode::IOCTL | opcode::POLL => false,
-        opcode::LOOKUP..=opcode::RENAME2 | opcode::LSEEK => true,
-        _ => false,
-    }
-}
-
 fn word(header: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?))
 }
@@ -160,6 +184,9 @@ mod tests {
         header[..4].copy_from_slice(&len.to_le_bytes());
         header[4..8].copy_from_slice(&opcode.to_le_bytes());
         header[8..16].copy_from_slice(&unique.to_le_bytes());
+        header[16..24].copy_from_slice(&0x1_0000_0002_u64.to_le_bytes());
+        header[24..28].copy_from_slice(&1000_u32.to_le_bytes());
+        header[28..32].copy_from_slice(&100_u32.to_le_bytes());
         header
     }
 
@@ -170,22 +197,14 @@ mod tests {
             writable: 144,
         };
         assert_eq!(
-            parse(&header(45, 1, 7), lengths),
-            Ok(Message::Answered { unique: 7 })
-        );
-    }
-
-    #[test]
-    fn an_ioctl_is_refused_with_enosys() {
-        let lengths = Lengths {
-            readable: 72,
-            writable: 32,
-        };
-        assert_eq!(
-            parse(&header(72, 39, 7), lengths),
-            Err(Refusal {
+            parse(&header(45, opcode::LOOKUP, 7), lengths),
+            Ok(Message {
                 unique: Some(7),
-                errno: libc::ENOSYS
+                opcode: opcode::LOOKUP,
+                node: 0x1_0000_0002,
+                uid: 1000,
+                gid: 100,
+                body: 5,
             })
         );
     }
@@ -196,7 +215,8 @@ mod tests {
             readable: 48,
             writable: 0,
         };
-        assert_eq!(parse(&header(48, 2, 7), lengths), Ok(Message::Silent));
+        let message = parse(&header(48, opcode::FORGET, 7), lengths).unwrap();
+        assert_eq!(message.unique, None);
     }
 
     #[test]
@@ -220,8 +240,8 @@ mod tests {
             if let Ok(message) = parse(&header, Lengths { readable, writable }) {
                 prop_assert!(header.len() >= HEADER_BYTES);
                 prop_assert!(readable <= MAX_BYTES && writable <= MAX_BYTES);
-                prop_assert!(word(&header, 0).is_some_and(|len| len as usize <= readable));
-                if let Message::Answered { unique } = message {
+                prop_assert!(message.body + HEADER_BYTES <= readable);
+                if let Some(unique) = message.unique {
                     prop_assert!(writable >= REPLY_BYTES);
                     prop_assert_eq!(error_reply(unique, 1)[8..].to_vec(), header[8..16].to_vec());
                 }

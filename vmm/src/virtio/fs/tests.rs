@@ -43,6 +43,11 @@ const BATCH_FORGET: u32 = 42;
 const FALLOCATE: u32 = 43;
 const READDIRPLUS: u32 = 44;
 const RENAME2: u32 = 45;
+const LSEEK: u32 = 46;
+const COPY_FILE_RANGE: u32 = 47;
+const SYNCFS: u32 = 50;
+const TMPFILE: u32 = 51;
+const STATX: u32 = 52;
 
 /// A guest's kernel that has mounted a share.
 struct Guest {
@@ -260,6 +265,8 @@ fn init_agrees_on_large_writes() {
     let flags = word_at(&reply, 12);
     assert_eq!(flags & (1 << 22), 1 << 22, "MAX_PAGES");
     assert_eq!(flags & (1 << 28), 1 << 28, "HANDLE_KILLPRIV_V2");
+    assert_eq!(flags & (1 << 20), 1 << 20, "POSIX_ACL");
+    assert_eq!(flags & (1 << 6), 1 << 6, "DONT_MASK");
     assert_eq!(flags & (1 << 16), 0, "no WRITEBACK_CACHE");
     assert_eq!(flags & (1 << 27), 0, "no SUBMOUNTS");
 }
@@ -388,7 +395,7 @@ fn a_read_only_share_answers_every_change_with_erofs() {
     assert_eq!(guest.call(RENAME2, ROOT, &rename), refused);
     let fallocate = [longs(&[handle, 0, 1]), words(&[0, 0])].concat();
     assert_eq!(guest.call(FALLOCATE, node, &fallocate), refused);
-    let setxattr = [words(&[1, 0]), name("user.x"), b"1".to_vec()].concat();
+    let setxattr = [words(&[1, 0, 0, 0]), name("user.x"), b"1".to_vec()].concat();
     assert_eq!(guest.call(SETXATTR, node, &setxattr), refused);
     assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"kept");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
@@ -525,7 +532,7 @@ fn extended_attributes_are_kept() {
         return; // passed on as it is: the file system below has none
     }
     assert_eq!(answer, Err(libc::ENODATA));
-    let set = [words(&[5, 0]), name("user.key"), b"value".to_vec()].concat();
+    let set = [words(&[5, 0, 0, 0]), name("user.key"), b"value".to_vec()].concat();
     guest.call(SETXATTR, node, &set).unwrap();
     let get = |size| [words(&[size, 0]), name("user.key")].concat();
     assert_eq!(guest.call(GETXATTR, node, &get(64)).unwrap(), b"value");
@@ -681,4 +688,443 @@ fn garbage_never_panics_and_never_leads_out() {
         .unwrap();
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), before);
     assert!(Path::new("/etc/passwd").exists());
+}
+
+#[test]
+fn a_file_without_a_name_is_written_and_then_linked() {
+    let (directory, mut guest) = share(false);
+    let body = words(&[libc::O_RDWR as u32, libc::S_IFREG | 0o644, 0o022, 0]);
+    let reply = guest.call(TMPFILE, ROOT, &[body, name("/")].concat());
+    let reply = reply.unwrap();
+    let (node, handle) = (long_at(&reply, 0), long_at(&reply, 128));
+    guest.write(node, handle, 0, b"out of nothing").unwrap();
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+
+    let link = [longs(&[node]), name("linked")].concat();
+    guest.call(LINK, ROOT, &link).unwrap();
+    guest.call(RELEASE, node, &longs(&[handle, 0, 0])).unwrap();
+
+    let linked = fs::read(directory.path().join("linked")).unwrap();
+    assert_eq!(linked, b"out of nothing");
+    assert_eq!(guest.lookup(ROOT, "linked"), Ok(node));
+    let (again, _) = guest.open(node, libc::O_RDONLY).unwrap();
+    assert_eq!(guest.read(node, again, 7, 10).unwrap(), b"nothing");
+}
+
+#[test]
+fn a_range_is_copied_from_file_to_file() {
+    let (directory, mut guest) = share(false);
+    let (from, from_handle) = guest.create("from", 0o600).unwrap();
+    let (to, to_handle) = guest.create("to", 0o600).unwrap();
+    guest.write(from, from_handle, 0, b"0123456789").unwrap();
+    let copy = |length, flags| longs(&[from_handle, 2, to, to_handle, 1, length, flags]);
+    let reply = guest.call(COPY_FILE_RANGE, from, &copy(5, 0)).unwrap();
+    assert_eq!(word_at(&reply, 0), 5);
+    assert_eq!(fs::read(directory.path().join("to")).unwrap(), b"\x0023456");
+    let refused = guest.call(COPY_FILE_RANGE, from, &copy(5, 1));
+    assert_eq!(refused, Err(libc::EINVAL));
+    let other_node = guest.call(COPY_FILE_RANGE, to, &copy(5, 0));
+    assert_eq!(other_node, Err(libc::EBADF));
+}
+
+#[test]
+fn holes_are_found() {
+    let (directory, mut guest) = share(false);
+    let (node, handle) = guest.create("sparse", 0o600).unwrap();
+    guest.write(node, handle, 1 << 20, b"data").unwrap();
+    let mut seek = |offset, whence: i32| {
+        let body = [longs(&[handle, offset]), words(&[whence as u32, 0])].concat();
+        guest
+            .call(LSEEK, node, &body)
+            .map(|reply| long_at(&reply, 0))
+    };
+    assert_eq!(seek(0, libc::SEEK_DATA), Ok(1 << 20));
+    assert_eq!(seek(0, libc::SEEK_HOLE), Ok(0));
+    assert_eq!(seek(1 << 21, libc::SEEK_DATA), Err(libc::ENXIO));
+    assert_eq!(seek(0, libc::SEEK_END), Err(libc::EINVAL));
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let body = [longs(&[handle, 0, 2 << 20]), words(&[punch as u32, 0])].concat();
+    guest.call(FALLOCATE, node, &body).unwrap();
+    let file = fs::metadata(directory.path().join("sparse")).unwrap();
+    assert_eq!((file.len(), file.blocks()), ((1 << 20) + 4, 0));
+}
+
+#[test]
+fn the_time_of_birth_is_told() {
+    let (directory, mut guest) = share(false);
+    let (node, _) = guest.create("file", 0o640).unwrap();
+    let reply = guest.call(STATX, node, &[0; 24]).unwrap();
+    assert_eq!(reply.len(), 288);
+    let born = fs::metadata(directory.path().join("file"))
+        .unwrap()
+        .created();
+    let Ok(born) = born else {
+        assert_eq!(word_at(&reply, 32) & libc::STATX_BTIME, 0);
+        return;
+    };
+    let born = born.duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(word_at(&reply, 32) & libc::STATX_BTIME, libc::STATX_BTIME);
+    assert_eq!(long_at(&reply, 32 + 80), born.as_secs());
+    assert_eq!(word_at(&reply, 32 + 88), born.subsec_nanos());
+}
+
+#[test]
+fn all_of_a_share_is_synced_from_a_directory() {
+    let (_directory, mut guest) = share(false);
+    let (node, handle) = guest.create("file", 0o600).unwrap();
+    guest.write(node, handle, 0, b"x").unwrap();
+    guest.call(SYNCFS, ROOT, &longs(&[0])).unwrap();
+    assert_eq!(guest.call(SYNCFS, node, &longs(&[0])), Err(libc::EINVAL));
+}
+
+#[test]
+fn names_are_any_bytes_up_to_255() {
+    let (directory, mut guest) = share(false);
+    let mut every: Vec<u8> = (1..=255).filter(|byte| *byte != b'/').collect();
+    every.push(b'x');
+    for bytes in [&every[..], b"\xff\xfe", b" ", b"-rf *", b"\n"] {
+        let body = [&words(&[0o755, 0])[..], bytes, b"\0"].concat();
+        let reply = guest.call(MKDIR, ROOT, &body).unwrap();
+        let found = guest.call(LOOKUP, ROOT, &[bytes, b"\0"].concat()).unwrap();
+        assert_eq!(long_at(&found, 0), long_at(&reply, 0));
+        let name = std::os::unix::ffi::OsStrExt::from_bytes(bytes);
+        assert!(directory.path().join::<&std::ffi::OsStr>(name).is_dir());
+    }
+    let long = [&[b'a'; 256][..], b"\0"].concat();
+    assert_eq!(guest.call(LOOKUP, ROOT, &long), Err(libc::ENAMETOOLONG));
+}
+
+#[test]
+fn a_name_that_means_another_file_by_now_is_stale() {
+    let (directory, mut guest) = share(false);
+    let path = directory.path().join("file");
+    fs::write(&path, "first").unwrap();
+    let node = guest.lookup(ROOT, "file").unwrap();
+    // Moved in: the first one's number cannot have been used again.
+    fs::write(directory.path().join("other"), "second").unwrap();
+    fs::rename(directory.path().join("other"), &path).unwrap();
+    assert_eq!(guest.open(node, libc::O_RDONLY), Err(libc::ESTALE));
+    assert_eq!(
+        guest.open(node, libc::O_RDWR | libc::O_TRUNC),
+        Err(libc::ESTALE)
+    );
+    assert_eq!(guest.call(GETATTR, node, &[0; 16]), Err(libc::ESTALE));
+    assert_eq!(
+        guest.call(SETATTR, node, &setattr(1, 0o777, 0)),
+        Err(libc::ESTALE)
+    );
+    assert_eq!(fs::read(&path).unwrap(), b"second");
+    assert_ne!(guest.lookup(ROOT, "file"), Ok(node));
+
+    fs::remove_file(&path).unwrap();
+    symlink("/etc/passwd", &path).unwrap();
+    assert_eq!(guest.open(node, libc::O_RDONLY), Err(libc::ESTALE));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(guest.open(node, libc::O_RDONLY), Err(libc::ESTALE));
+}
+
+#[test]
+fn a_number_of_the_hosts_that_is_used_again_is_another_node() {
+    let (directory, mut guest) = share(false);
+    let path = directory.path().join("file");
+    fs::write(&path, "").unwrap();
+    let node = guest.lookup(ROOT, "file").unwrap();
+    let inode = fs::metadata(&path).unwrap().ino();
+    fs::remove_file(&path).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs::create_dir(&path).unwrap();
+    let other = guest.lookup(ROOT, "file").unwrap();
+    assert_ne!(
+        other,
+        node,
+        "the same inode: {}",
+        fs::metadata(&path).unwrap().ino() == inode
+    );
+}
+
+#[test]
+fn a_moved_file_is_still_the_same_node() {
+    let (_directory, mut guest) = share(false);
+    for entry in ["a", "b"] {
+        let mkdir = [words(&[0o755, 0]), name(entry)].concat();
+        guest.call(MKDIR, ROOT, &mkdir).unwrap();
+    }
+    let (a, b) = (
+        guest.lookup(ROOT, "a").unwrap(),
+        guest.lookup(ROOT, "b").unwrap(),
+    );
+    let mkdir = [words(&[0o755, 0]), name("inner")].concat();
+    let inner = long_at(&guest.call(MKDIR, a, &mkdir).unwrap(), 0);
+    let rename = [longs(&[b, 0]), name("inner"), name("moved")].concat();
+    guest.call(RENAME2, a, &rename).unwrap();
+    guest.call(GETATTR, inner, &[0; 16]).unwrap();
+    // Exchanged with one another.
+    let exchange = [longs(&[ROOT]), words(&[2, 0]), name("a"), name("b")].concat();
+    guest.call(RENAME2, ROOT, &exchange).unwrap();
+    guest.call(GETATTR, inner, &[0; 16]).unwrap();
+    assert_eq!(guest.lookup(b, "moved"), Ok(inner));
+    assert_eq!(guest.lookup(ROOT, "a"), Ok(b));
+    let unknown = [longs(&[ROOT]), words(&[8, 0]), name("a"), name("b")].concat();
+    assert_eq!(guest.call(RENAME2, ROOT, &unknown), Err(libc::EINVAL));
+}
+
+#[test]
+fn the_files_of_a_large_tree_are_not_all_held() {
+    let (directory, mut guest) = share(false);
+    guest.rig.device.share.hold_at_most(10);
+    let mut nodes = Vec::new();
+    let mut parent = ROOT;
+    for depth in 0..200 {
+        let mkdir = [words(&[0o755, 0]), name("d")].concat();
+        let node = long_at(&guest.call(MKDIR, parent, &mkdir).unwrap(), 0);
+        nodes.push(node);
+        guest.rig.rewind();
+        parent = node;
+        assert!(guest.rig.device.share.held() <= depth + 1);
+    }
+    for _ in 0..20 {
+        guest.lookup(ROOT, "d").unwrap();
+    }
+    assert!(
+        guest.rig.device.share.held() <= 11,
+        "{}",
+        guest.rig.device.share.held()
+    );
+    // The deepest is opened again by all the names above it.
+    guest.call(SETATTR, parent, &setattr(1, 0o700, 0)).unwrap();
+    let deepest: std::path::PathBuf = std::iter::repeat_n("d", 200).collect();
+    let mode = fs::metadata(directory.path().join(deepest)).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn directories_that_the_host_moved_into_one_another_are_stale() {
+    let (directory, mut guest) = share(false);
+    fs::create_dir_all(directory.path().join("a/x")).unwrap();
+    fs::create_dir_all(directory.path().join("b/y")).unwrap();
+    let (a, b) = (
+        guest.lookup(ROOT, "a").unwrap(),
+        guest.lookup(ROOT, "b").unwrap(),
+    );
+    let (x, y) = (guest.lookup(a, "x").unwrap(), guest.lookup(b, "y").unwrap());
+    assert_eq!(guest.lookup(y, "none"), Err(libc::ENOENT), "now it is held");
+    fs::rename(directory.path().join("b"), directory.path().join("a/x/b")).unwrap();
+    assert_eq!(guest.lookup(x, "b"), Ok(b));
+    fs::rename(directory.path().join("a/x/b/y"), directory.path().join("y")).unwrap();
+    fs::rename(directory.path().join("a"), directory.path().join("y/a")).unwrap();
+    assert_eq!(guest.lookup(y, "a"), Ok(a), "it is held, wherever it is");
+    guest.rig.device.share.hold_at_most(0);
+    for _ in 0..20 {
+        let _ = guest.lookup(ROOT, "none");
+    }
+    // a is below y, which was last found in b, which is below x, which is below a.
+    assert_eq!(guest.lookup(x, "b"), Err(libc::ESTALE));
+    assert_eq!(guest.lookup(ROOT, "y"), Ok(y));
+    assert_eq!(guest.lookup(x, "b"), Ok(b), "found again from above");
+}
+
+#[test]
+fn numbers_that_the_guest_was_never_told_are_refused() {
+    let (_directory, mut guest) = share(false);
+    let (node, handle) = guest.create("file", 0o600).unwrap();
+    for stale in [0, node + 1, u64::MAX] {
+        assert_eq!(guest.lookup(stale, "file"), Err(libc::ESTALE));
+        assert_eq!(guest.call(GETATTR, stale, &[0; 16]), Err(libc::ESTALE));
+        assert_eq!(guest.open(stale, libc::O_RDONLY), Err(libc::ESTALE));
+        let link = [longs(&[stale]), name("l")].concat();
+        assert_eq!(guest.call(LINK, ROOT, &link), Err(libc::ESTALE));
+        let rename = [longs(&[stale, 0]), name("file"), name("g")].concat();
+        assert_eq!(guest.call(RENAME2, ROOT, &rename), Err(libc::ESTALE));
+        assert_eq!(guest.read(node, stale, 0, 1), Err(libc::EBADF));
+        let release = guest.call(RELEASE, node, &longs(&[stale, 0, 0]));
+        assert_eq!(release, Err(libc::EBADF));
+    }
+    assert_eq!(
+        guest.read(ROOT, handle, 0, 1),
+        Err(libc::EBADF),
+        "of another node"
+    );
+    assert_eq!(guest.call(READDIR, node, &[0; 40]), Err(libc::EBADF));
+}
+
+#[test]
+fn absurd_sizes_and_offsets_are_bounded() {
+    let (directory, mut guest) = share(false);
+    let (node, handle) = guest.create("file", 0o600).unwrap();
+    guest.write(node, handle, 0, b"0123456789").unwrap();
+    let mut body = longs(&[handle, 4]);
+    body.extend(words(&[u32::MAX, 0, 0, 0, 0, 0]));
+    assert_eq!(guest.call_with_room(READ, node, &body, 3).unwrap(), b"456");
+    assert_eq!(guest.read(node, handle, u64::MAX, 8), Err(libc::EFBIG));
+    assert_eq!(
+        guest.write(node, handle, u64::MAX - 4, b"x"),
+        Err(libc::EFBIG)
+    );
+    let mut body = longs(&[handle, 0]);
+    body.extend(words(&[1 << 20, 0, 0, 0, 2, 0]));
+    body.extend(b"short");
+    assert_eq!(guest.call(WRITE, node, &body), Err(libc::EINVAL));
+    assert_eq!(
+        guest.call(SETATTR, node, &setattr(8, 0, u64::MAX)),
+        Err(libc::EFBIG)
+    );
+    let allocate = [longs(&[handle, 0, u64::MAX]), words(&[0, 0])].concat();
+    assert_eq!(guest.call(FALLOCATE, node, &allocate), Err(libc::EFBIG));
+    let handle = long_at(&guest.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    for offset in [u64::MAX, 1 << 62] {
+        let mut body = longs(&[handle, offset]);
+        body.extend(words(&[u32::MAX, 0, 0, 0, 0, 0]));
+        let _ = guest.call_with_room(READDIRPLUS, ROOT, &body, 4096);
+    }
+    assert_eq!(
+        fs::read(directory.path().join("file")).unwrap(),
+        b"0123456789"
+    );
+}
+
+#[test]
+fn a_default_acl_counts_instead_of_the_umask() {
+    let (directory, mut guest) = share(false);
+    // user::rwx group::rwx other::---, as the kernel stores it: version 2, then entries.
+    let mut acl = words(&[2]);
+    for (tag, permissions) in [(1_u16, 7_u16), (4, 7), (0x20, 0)] {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(permissions.to_le_bytes());
+        acl.extend(words(&[u32::MAX]));
+    }
+    let attribute = name("system.posix_acl_default");
+    let set = [words(&[acl.len() as u32, 0, 0, 0]), attribute, acl].concat();
+    match guest.call(SETXATTR, ROOT, &set) {
+        Err(libc::EOPNOTSUPP) => return, // the file system below has none
+        done => done.unwrap(),
+    };
+    guest.create("inherits", 0o666).unwrap();
+    let mode = fs::metadata(directory.path().join("inherits"))
+        .unwrap()
+        .mode();
+    assert_eq!(mode & 0o777, 0o660, "not 0o644 by the umask");
+}
+
+#[test]
+fn an_acl_that_is_set_by_a_stranger_takes_the_group_bit() {
+    let (directory, mut guest) = share(false);
+    let (node, _) = guest.create("file", 0o600).unwrap();
+    let path = directory.path().join("file");
+    let set = |kill| [words(&[1, 0, kill, 0]), name("user.x"), b"1".to_vec()].concat();
+    if guest.call(SETXATTR, node, &set(0)) == Err(libc::EOPNOTSUPP) {
+        return;
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
+    guest.call(SETXATTR, node, &set(0)).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o2755);
+    guest.call(SETXATTR, node, &set(1)).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
+}
+
+/// Lets `test` run in a mount namespace of its own; only root can have one.
+fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
+    assert!(is_root(), "mounts are root's: run the tests as root");
+    let thread = std::thread::spawn(|| {
+        use nix::mount::{MsFlags, mount};
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none: Option<&str> = None;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).unwrap();
+        test();
+    });
+    thread.join().unwrap();
+}
+
+fn mount_tmpfs(on: &Path) {
+    let none: Option<&str> = None;
+    nix::mount::mount(none, on, Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+}
+
+#[test]
+fn mounts_below_the_share_come_and_go() {
+    with_own_mounts(|| {
+        let (directory, mut guest) = share(false);
+        let (one, two) = (directory.path().join("one"), directory.path().join("two"));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&two).unwrap();
+        let below = guest.lookup(ROOT, "one").unwrap();
+
+        mount_tmpfs(&one);
+        mount_tmpfs(&two);
+        let mounted = guest.lookup(ROOT, "one").unwrap();
+        assert_ne!(mounted, below, "another file has its name now");
+        fs::write(one.join("file"), "in one").unwrap();
+        fs::write(two.join("file"), "in two").unwrap();
+        let inode = |path: &Path| fs::metadata(path.join("file")).unwrap().ino();
+        assert_eq!(
+            inode(&one),
+            inode(&two),
+            "as file systems begin to count alike"
+        );
+        let file = guest.lookup(mounted, "file").unwrap();
+        let other = guest.lookup(ROOT, "two").unwrap();
+        let other = guest.lookup(other, "file").unwrap();
+        assert_ne!(file, other);
+        let mut shown = |node| long_at(&guest.call(GETATTR, node, &[0; 16]).unwrap(), 16);
+        assert_ne!(shown(file), shown(other), "the guest sees one device");
+        let (handle, _) = guest.open(file, libc::O_RDONLY).unwrap();
+        let (other_handle, _) = guest.open(other, libc::O_RDONLY).unwrap();
+
+        // Lazily, as what is open is in use; then all of it is let go.
+        nix::mount::umount2(&one, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(guest.read(file, handle, 0, 9).unwrap(), b"in one");
+        assert!(guest.rig.poll(1000), "the device is told");
+        assert_eq!(guest.read(file, handle, 0, 9), Err(libc::ESTALE));
+        assert_eq!(guest.open(file, libc::O_RDONLY), Err(libc::ESTALE));
+        assert_eq!(guest.call(GETATTR, mounted, &[0; 16]), Err(libc::ESTALE));
+        guest.call(RELEASE, file, &longs(&[handle, 0, 0])).unwrap();
+        assert_eq!(guest.lookup(ROOT, "one"), Ok(below));
+        assert_eq!(guest.read(other, other_handle, 0, 9).unwrap(), b"in two");
+    });
+}
+
+#[test]
+fn a_race_between_moving_and_looking_never_leads_out() {
+    let outside = TempDir::new().unwrap();
+    fs::write(outside.path().join("file"), "secret").unwrap();
+    let (directory, mut guest) = share(false);
+    let (inner, link) = (
+        directory.path().join("inner"),
+        directory.path().join("link"),
+    );
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("file"), "ours").unwrap();
+    symlink(outside.path(), &link).unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let racer = std::thread::spawn({
+        let (stop, inner, link) = (stop.clone(), inner.clone(), link.clone());
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let exchange = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                let here = nix::fcntl::AT_FDCWD;
+                nix::fcntl::renameat2(here, &inner, here, &link, exchange).unwrap();
+            }
+        }
+    });
+    guest.rig.device.share.hold_at_most(0);
+    let mut read = 0;
+    for _ in 0..2000 {
+        guest.rig.rewind();
+        let Ok(found) = guest.lookup(ROOT, "inner") else {
+            continue;
+        };
+        let Ok(file) = guest.lookup(found, "file") else {
+            continue;
+        };
+        let Ok((handle, _)) = guest.open(file, libc::O_RDWR) else {
+            continue;
+        };
+        assert_eq!(guest.read(file, handle, 0, 9).unwrap(), b"ours");
+        guest.call(RELEASE, file, &longs(&[handle, 0, 0])).unwrap();
+        read += 1;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    racer.join().unwrap();
+    assert!(read > 0, "it was there at least once");
+    assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"secret");
 }

@@ -1,23 +1,19 @@
 //! A directory of the host as the guest may use it.
 //!
 //! No path of the guest's is ever walked here: the guest's kernel walks, and
-//! asks for one name in one directory at a time. A name is opened below the
-//! directory's descriptor, by path only and without following a link, so
-//! neither `..` nor a link nor a device leads out. Reading and writing opens
-//! the node's own descriptor again through `/proc/self/fd`, for which a
-//! descriptor of that directory is kept, and only if the node is a regular
-//! file or a directory.
+//! asks for one name in one directory at a time. A name is looked at or opened
+//! below the directory's descriptor, without following a link, so neither `..`
+//! nor a link nor a device leads out. Reading and writing opens only what was
+//! found to be a regular file or a directory, and only if it still is that
+//! same file.
 
 use std::{
+    collections::HashSet,
     ffi::CStr,
-    fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
-use fuse_backend_rs::api::filesystem::Entry;
 use nix::{
     fcntl::{OFlag, open, openat},
     sched::{CloneFlags, unshare},
@@ -28,36 +24,48 @@ use nix::{
     unistd::fchdir,
 };
 
+mod attributes;
+mod contents;
 mod handles;
+mod listing;
+mod mounts;
+mod names;
 mod nodes;
 mod serve;
 mod sys;
 
-use super::request::check_name;
+use super::reply::{Attr, Entry};
 use handles::Handles;
-use nodes::Nodes;
+use mounts::Mounts;
+use nodes::{Nodes, device};
+pub(super) use serve::{Answer, Data};
 use sys::Attributes;
 
-/// How long the guest may believe what it was told of a name or of attributes. The host may
-/// change the files, and nothing tells the guest.
-const BELIEF: Duration = Duration::from_secs(1);
+/// How long the guest may believe what it was told of a name or of attributes, in seconds. The
+/// host may change the files, and nothing tells the guest.
+const BELIEF_S: u64 = 1;
 
 /// Descriptors that are left to the rest of the process.
 const OTHER_DESCRIPTORS: u64 = 256;
+
+/// Nodes that hold a descriptor. Each pins a file in the host kernel's memory.
+const MAX_HELD: usize = 16 << 10;
 
 /// A shared directory.
 pub(super) struct Share {
     directory: OwnedFd,
     /// `/proc/self/fd`.
     descriptors: OwnedFd,
+    mounts: Mounts,
     read_only: bool,
     /// How many files the guest may make the process hold.
     limit: usize,
-    state: Mutex<State>,
-}
-
-/// What the guest has set up.
-struct State {
+    /// Of those, how many for nothing but being known.
+    most_held: usize,
+    /// The user and group that the thread acts for by itself.
+    own: (u32, u32),
+    /// What the thread takes away of new files' permissions.
+    umask: u32,
     nodes: Nodes,
     handles: Handles,
     /// For directory entries on their way.
@@ -80,36 +88,64 @@ impl Share {
         let directory = openat(&directory, c".", path_only, Mode::empty())
             .map_err(io::Error::from)
             .map_err(step("open the directory"))?;
+        let mounts = Mounts::open().map_err(step("open the list of mounts"))?;
         let limit = raise_limit().map_err(step("raise the limit of open files"))?;
-        let state = State::new(&directory).map_err(step("look at the directory"))?;
+        let nodes = directory.try_clone().and_then(Nodes::new);
         Ok(Self {
+            nodes: nodes.map_err(step("look at the directory"))?,
             directory,
             descriptors,
+            mounts,
             read_only,
             limit,
-            state: Mutex::new(state),
+            most_held: MAX_HELD.min(limit / 2),
+            own: sys::ids(),
+            umask: 0,
+            handles: Handles::default(),
+            entries: Vec::new(),
         })
     }
 
     /// Makes `/proc/self/fd` the calling thread's own working directory, because the calls for
     /// extended attributes take a path and nothing else, and takes the thread's umask away,
-    /// because the guest has applied its own.
-    pub(super) fn enter_thread(&self) -> io::Result<()> {
+    /// because the guest's is the one that counts.
+    pub(super) fn enter_thread(&mut self) -> io::Result<()> {
         unshare(CloneFlags::CLONE_FS)?;
         fchdir(&self.descriptors)?;
         umask(Mode::empty());
+        self.umask = 0;
+        self.own = sys::ids();
         Ok(())
     }
 
     /// Forgets all that the guest has set up.
-    pub(super) fn forget_all(&self) {
-        if let Ok(state) = State::new(&self.directory) {
-            *self.state() = state;
+    pub(super) fn forget_all(&mut self) {
+        if let Ok(nodes) = self.directory.try_clone().and_then(Nodes::new) {
+            self.nodes = nodes;
+            self.handles = Handles::default();
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets go of all that was on mounts which are gone.
+    pub(super) fn mounts_changed(&mut self) -> io::Result<()> {
+        let mut mounts: HashSet<u64> = self.mounts.ids()?;
+        // The share itself stays what it is, seen or not.
+        mounts.insert(sys::attributes(&self.directory)?.stx_mnt_id);
+        let gone = self.nodes.keep_mounts(&mounts);
+        self.handles.close_mounts(&gone);
+        Ok(())
+    }
+
+    /// Lets fewer files be held, for tests.
+    #[cfg(test)]
+    pub(super) fn hold_at_most(&mut self, most: usize) {
+        self.most_held = most;
+    }
+
+    /// How many are held.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.nodes.held()
     }
 
     fn may_write(&self) -> io::Result<()> {
@@ -120,64 +156,64 @@ impl Share {
     }
 
     /// Tells the guest of `name` in `parent`.
-    fn tell(&self, state: &mut State, parent: u64, name: &CStr) -> io::Result<Entry> {
-        check_name(name.to_bytes()).map_err(error)?;
-        self.leave_room(state)?;
-        let path = openat(
-            &state.nodes.get(parent)?.path,
-            name,
-            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        let attributes = sys::attributes(&path)?;
-        Ok(state.tell(path, &attributes))
+    fn tell(&mut self, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let attributes = sys::attributes_at(self.nodes.descriptor(parent)?, name)?;
+        self.tell_of(&attributes, parent, name)
     }
 
-    /// Opens a node for reading or writing.
-    fn reopen(&self, state: &State, number: u64, flags: OFlag) -> io::Result<File> {
-        let node = state.nodes.get(number)?;
-        if !matches!(node.kind, libc::S_IFREG | libc::S_IFDIR) {
-            return Err(error(libc::ENXIO));
+    fn tell_of(&mut self, attributes: &Attributes, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let node = self.nodes.found(attributes, parent, name)?;
+        Ok(Entry {
+            node,
+            attr: self.attr(attributes),
+            valid_s: BELIEF_S,
+        })
+    }
+
+    /// The attributes of a node, by the cheapest way there is.
+    fn attributes(&mut self, number: u64) -> io::Result<Attributes> {
+        let handle = self.nodes.node(number)?.handle;
+        match handle.map(|handle| self.handles.get(handle, number)) {
+            Some(Ok(handle)) => sys::attributes(handle.file()?),
+            _ => self.nodes.attributes(number),
         }
-        self.leave_room(state)?;
-        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        let file = openat(
-            &self.descriptors,
-            Number::of(node.path.as_fd()).as_c_str(),
-            flags,
-            Mode::empty(),
-        )?;
-        Ok(file.into())
     }
 
-    fn leave_room(&self, state: &State) -> io::Result<()> {
-        if state.nodes.len() + state.handles.len() >= self.limit {
+    /// Attributes as the guest is told them.
+    fn attr(&self, attributes: &Attributes) -> Attr {
+        let time = |time: libc::statx_timestamp| (time.tv_sec, time.tv_nsec);
+        Attr {
+            ino: self
+                .nodes
+                .shown_inode(device(attributes), attributes.stx_ino),
+            size: attributes.stx_size,
+            blocks: attributes.stx_blocks,
+            atime: time(attributes.stx_atime),
+            mtime: time(attributes.stx_mtime),
+            ctime: time(attributes.stx_ctime),
+            mode: u32::from(attributes.stx_mode),
+            nlink: attributes.stx_nlink,
+            uid: attributes.stx_uid,
+            gid: attributes.stx_gid,
+            rdev: libc::makedev(attributes.stx_rdev_major, attributes.stx_rdev_minor) as u32,
+            blksize: attributes.stx_blksize,
+        }
+    }
+
+    /// Sees to it that a few more descriptors can be opened.
+    fn leave_room(&mut self) -> io::Result<()> {
+        self.nodes.trim(self.most_held);
+        if self.nodes.held() + self.handles.len() >= self.limit {
             return Err(error(libc::ENFILE));
         }
         Ok(())
     }
 }
 
-impl State {
-    fn new(directory: &OwnedFd) -> io::Result<Self> {
-        let root = directory.try_clone()?;
-        let attributes = sys::attributes(&root)?;
-        Ok(Self {
-            nodes: Nodes::new(root, &attributes),
-            handles: Handles::default(),
-            entries: Vec::new(),
-        })
-    }
-
-    fn tell(&mut self, path: OwnedFd, attributes: &Attributes) -> Entry {
-        Entry {
-            inode: self.nodes.found(path, attributes),
-            generation: 0,
-            attr: attributes.stat,
-            attr_flags: 0,
-            attr_timeout: BELIEF,
-            entry_timeout: BELIEF,
-        }
+impl AsRawFd for Share {
+    /// Exceptional (`POLLPRI`) when [`Share::mounts_changed`] should be called.
+    fn as_raw_fd(&self) -> RawFd {
+        self.mounts.as_raw_fd()
     }
 }
 
@@ -204,6 +240,10 @@ fn raise_limit() -> io::Result<usize> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(usize::try_from(hard.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX))
+}
+
+fn mode_of(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode & 0o7777)
 }
 
 fn error(number: i32) -> io::Error {

@@ -1,63 +1,46 @@
 #![expect(
     unsafe_code,
-    reason = "system calls that no crate of ours wraps: statx by descriptor, getdents64, \
-              extended attributes by path, file system ids of one thread"
+    reason = "system calls that no crate of ours wraps: statx, getdents64, extended attributes by \
+              path, file system ids of one thread, and file contents straight to and from guest \
+              memory"
 )]
 //! The system calls of the shared directory that need raw pointers.
 
 use std::{
     ffi::CStr,
+    fs::File,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd},
 };
 
+use vm_memory::VolatileSlice;
+
 /// A file's attributes and the mount by which it was reached.
-#[derive(Clone, Copy)]
-pub(super) struct Attributes {
-    pub(super) stat: libc::stat64,
-    pub(super) mount: u64,
-}
+pub(super) type Attributes = libc::statx;
 
 /// The attributes of an open file, also of one opened by path only.
 pub(super) fn attributes(file: impl AsFd) -> io::Result<Attributes> {
-    let mut x = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is a C string of no bytes, `x` is as large as the call expects and is
-    // written by it only within.
+    attributes_at(file, c"")
+}
+
+/// The attributes of `name` in a directory, not of what a link leads to.
+pub(super) fn attributes_at(directory: impl AsFd, name: &CStr) -> io::Result<Attributes> {
+    let mut attributes = MaybeUninit::<Attributes>::zeroed();
+    // SAFETY: the path is a C string, `attributes` is as large as the call expects and is written
+    // by it only within.
     let result = unsafe {
         libc::statx(
-            file.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
-            libc::STATX_BASIC_STATS | libc::STATX_MNT_ID,
-            x.as_mut_ptr(),
+            directory.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT,
+            libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID,
+            attributes.as_mut_ptr(),
         )
     };
     check(result)?;
     // SAFETY: every field is an integer and all were zeroed.
-    let x = unsafe { x.assume_init() };
-    // SAFETY: every field of stat64 is an integer, for which zero is a value.
-    let mut stat: libc::stat64 = unsafe { MaybeUninit::zeroed().assume_init() };
-    stat.st_dev = libc::makedev(x.stx_dev_major, x.stx_dev_minor);
-    stat.st_rdev = libc::makedev(x.stx_rdev_major, x.stx_rdev_minor);
-    stat.st_ino = x.stx_ino;
-    stat.st_mode = u32::from(x.stx_mode);
-    stat.st_nlink = u64::from(x.stx_nlink);
-    stat.st_uid = x.stx_uid;
-    stat.st_gid = x.stx_gid;
-    stat.st_size = x.stx_size as i64;
-    stat.st_blksize = i64::from(x.stx_blksize);
-    stat.st_blocks = x.stx_blocks as i64;
-    stat.st_atime = x.stx_atime.tv_sec;
-    stat.st_atime_nsec = i64::from(x.stx_atime.tv_nsec);
-    stat.st_mtime = x.stx_mtime.tv_sec;
-    stat.st_mtime_nsec = i64::from(x.stx_mtime.tv_nsec);
-    stat.st_ctime = x.stx_ctime.tv_sec;
-    stat.st_ctime_nsec = i64::from(x.stx_ctime.tv_nsec);
-    Ok(Attributes {
-        stat,
-        mount: x.stx_mnt_id,
-    })
+    Ok(unsafe { attributes.assume_init() })
 }
 
 /// Figures of the file system that an open file is on.
@@ -68,6 +51,12 @@ pub(super) fn file_system(file: impl AsFd) -> io::Result<libc::statvfs64> {
     check(result)?;
     // SAFETY: every field is an integer and all were zeroed.
     Ok(unsafe { figures.assume_init() })
+}
+
+/// Makes the whole file system that an open file is on durable.
+pub(super) fn sync_file_system(file: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes a descriptor's number.
+    check(unsafe { libc::syncfs(file.as_fd().as_raw_fd()) })
 }
 
 /// Reads directory entries as the kernel lays them out; 0 at the end.
@@ -125,54 +114,140 @@ pub(super) fn remove_attribute(path: &CStr, name: &CStr) -> io::Result<()> {
     check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
 }
 
-/// Makes new files of this thread belong to `uid` and `gid`, until it is dropped.
+/// Copies between open files and tells how much.
+pub(super) fn copy(
+    (from, mut from_offset): (&File, i64),
+    (to, mut to_offset): (&File, i64),
+    len: usize,
+) -> io::Result<usize> {
+    // SAFETY: both offsets are variables of ours that outlive the call.
+    let count = unsafe {
+        libc::copy_file_range(
+            from.as_raw_fd(),
+            &raw mut from_offset,
+            to.as_raw_fd(),
+            &raw mut to_offset,
+            len,
+            0,
+        )
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Fills `buffers` from `offset` on and tells how much there was.
+pub(super) fn read(file: &File, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
+    transfer(buffers, offset, |vectors, offset| {
+        let count = vectors.len() as i32;
+        // SAFETY: each vector is guest memory that the caller borrows; the kernel writes to it
+        // as the guest itself may at any time.
+        unsafe { libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+    })
+}
+
+/// Writes `buffers` to `offset` and tells how much was taken.
+pub(super) fn write(file: &File, buffers: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
+    transfer(buffers, offset, |vectors, offset| {
+        let count = vectors.len() as i32;
+        // SAFETY: each vector is guest memory that the caller borrows; the kernel only reads it.
+        unsafe { libc::pwritev64(file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+    })
+}
+
+/// One call for as many buffers as the kernel takes at once, until one does less than asked.
+fn transfer(
+    buffers: &[VolatileSlice<'_>],
+    offset: u64,
+    call: impl Fn(&[libc::iovec], i64) -> isize,
+) -> io::Result<usize> {
+    let vectors: Vec<libc::iovec> = buffers
+        .iter()
+        .map(|buffer| libc::iovec {
+            iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
+            iov_len: buffer.len(),
+        })
+        .collect();
+    let mut done = 0;
+    for vectors in vectors.chunks(libc::UIO_MAXIOV as usize) {
+        let wanted: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        let at = offset
+            .checked_add(done as u64)
+            .and_then(|at| i64::try_from(at).ok())
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
+        let count = loop {
+            match usize::try_from(call(vectors, at)) {
+                Ok(count) => break count,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() == io::ErrorKind::Interrupted {
+                        continue;
+                    }
+                    // What was done before is told; the error comes back with the next request.
+                    return if done > 0 { Ok(done) } else { Err(error) };
+                }
+            }
+        };
+        done += count;
+        if count < wanted {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// The file system ids that the calling thread acts with.
+pub(super) fn ids() -> (u32, u32) {
+    (
+        set_fs_id(libc::SYS_setfsuid, u32::MAX),
+        set_fs_id(libc::SYS_setfsgid, u32::MAX),
+    )
+}
+
+/// Makes new files of this thread belong to someone else, until it is dropped.
 ///
 /// The ids are the thread's own: the calls are made without the C library, which would
 /// change every thread.
 pub(super) struct Owner {
-    uid: Option<u32>,
-    gid: Option<u32>,
+    own: (u32, u32),
+    assumed: (u32, u32),
 }
 
 impl Owner {
-    /// Takes the ids on.
+    /// Takes ids on; `own` are those that the thread has.
     ///
     /// # Errors
     /// `EPERM` when the process may not take them on or they do not exist in its user namespace.
-    pub(super) fn assume(uid: u32, gid: u32) -> io::Result<Self> {
-        let mut owner = Self {
-            uid: None,
-            gid: None,
-        };
-        owner.gid = swap(libc::SYS_setfsgid, gid)?;
-        owner.uid = swap(libc::SYS_setfsuid, uid)?;
+    pub(super) fn assume(own: (u32, u32), (uid, gid): (u32, u32)) -> io::Result<Self> {
+        let mut owner = Self { own, assumed: own };
+        if gid != own.1 {
+            owner.assumed.1 = gid;
+            swap(libc::SYS_setfsgid, gid)?;
+        }
+        if uid != own.0 {
+            owner.assumed.0 = uid;
+            swap(libc::SYS_setfsuid, uid)?;
+        }
         Ok(owner)
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if let Some(uid) = self.uid {
-            set_fs_id(libc::SYS_setfsuid, uid);
+        if self.assumed.0 != self.own.0 {
+            set_fs_id(libc::SYS_setfsuid, self.own.0);
         }
-        if let Some(gid) = self.gid {
-            set_fs_id(libc::SYS_setfsgid, gid);
+        if self.assumed.1 != self.own.1 {
+            set_fs_id(libc::SYS_setfsgid, self.own.1);
         }
     }
 }
 
-/// Sets an id and returns the one before it, `None` when that is the same.
-fn swap(call: libc::c_long, id: u32) -> io::Result<Option<u32>> {
-    let before = set_fs_id(call, u32::MAX);
-    if before == id {
-        return Ok(None);
-    }
+fn swap(call: libc::c_long, id: u32) -> io::Result<()> {
     set_fs_id(call, id);
     // The call tells nothing of its success; asking with an id that is none tells what is set.
     if set_fs_id(call, u32::MAX) != id {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
-    Ok(Some(before))
+    Ok(())
 }
 
 fn set_fs_id(call: libc::c_long, id: u32) -> u32 {
