@@ -3,3 +3,4 @@
 pub mod client;
 pub mod container;
 pub mod guest;
+pub mod scratch;

@@ -6,14 +6,18 @@ use std::{
     path::Path,
 };
 
-use anyhow::Result;
-use system_tests::guest::{Guest, Plan};
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use system_tests::{
+    guest::{Guest, Plan},
+    scratch,
+};
 use tempfile::TempDir;
 use vmm::config::{DeviceConfig, Resource};
 
 /// A guest that has mounted a directory on /mnt.
 fn share(read_only: bool) -> Result<(TempDir, Guest)> {
-    let directory = tempfile::tempdir()?;
+    let directory = scratch::directory()?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
     fs::write(directory.path().join("greeting"), "from the host\n")?;
     let share = DeviceConfig::Fs {
@@ -134,5 +138,186 @@ fn a_read_only_directory_stays_as_it_is() -> Result<()> {
     assert_eq!(fs::read_dir(directory.path())?.count(), 1);
     let greeting = directory.path().join("greeting");
     assert_eq!(fs::read_to_string(greeting)?, "from the host\n");
+    Ok(())
+}
+
+/// Differences between a share and a disk that are meant; see docs/decisions/0030.
+const MEANT: [&str; 2] = ["device node", "trusted"];
+
+#[test]
+fn each_call_gives_what_it_gives_on_a_disk() -> Result<()> {
+    let directory = scratch::directory()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    let program = scratch::program(env!("CARGO_BIN_EXE_fs-check"), directory.path())?;
+    let disk = scratch::ext4(128 << 20)?;
+    let mut guest = Guest::start(Plan {
+        devices: vec![
+            DeviceConfig::Fs {
+                tag: "files".to_owned(),
+                directory: Resource::Path(directory.path().into()),
+                read_only: false,
+            },
+            DeviceConfig::Blk {
+                disk: Resource::Path(disk.path().into()),
+                read_only: false,
+                serial: String::new(),
+            },
+        ],
+        ..Plan::default()
+    })?;
+    guest.sh(
+        "mkdir -p /mnt /disk /tmp && mount -t virtiofs files /mnt && mount -t ext4 /dev/vda /disk",
+    )?;
+    guest.sh("mkdir -p /mnt/rules /disk/rules")?;
+    let run = |arguments: &str| format!("{} {arguments}", program.command("/mnt"));
+
+    let on_disk = guest.sh(&run("rules /disk/rules"))?;
+    let on_share = guest.sh(&run("rules /mnt/rules"))?;
+    let mut section = "";
+    let mut differences = Vec::new();
+    ensure!(on_disk.lines().count() == on_share.lines().count());
+    for (disk, share) in on_disk.lines().zip(on_share.lines()) {
+        if disk.starts_with('#') {
+            section = disk;
+        } else if disk != share && !MEANT.contains(&disk.split(':').next().unwrap_or(disk)) {
+            differences.push(format!("{section}: {share:?} instead of {disk:?}"));
+        }
+    }
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    ensure!(on_share.lines().count() > 300, "{on_share}");
+
+    for seed in [1, 2] {
+        guest.sh(&run(&format!("random /mnt {seed} 150")))?;
+    }
+    guest.sh(&run("listing /mnt 2000"))?;
+    Ok(())
+}
+
+/// A directory below which what is mounted spreads to copies of its mount; it is unmounted at last.
+struct Shared(TempDir);
+
+impl Shared {
+    fn new() -> Result<Self> {
+        let none: Option<&str> = None;
+        let shared = Self(scratch::directory()?);
+        let path = shared.0.path();
+        mount(Some(path), path, none, MsFlags::MS_BIND, none)?;
+        mount(none, path, none, MsFlags::MS_PRIVATE, none)?;
+        mount(none, path, none, MsFlags::MS_SHARED, none)?;
+        Ok(shared)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // What is below goes with it; there is nobody to tell.
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn mounts_come_and_go_while_the_guest_runs() -> Result<()> {
+    let none: Option<&str> = None;
+    let shared = Shared::new()?;
+    let volume = shared.path("volume");
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("below"), "")?;
+    let disk = scratch::ext4(16 << 20)?;
+    let mut guest = Guest::start(Plan {
+        devices: vec![DeviceConfig::Fs {
+            tag: "files".to_owned(),
+            directory: Resource::Path(shared.path("")),
+            read_only: false,
+        }],
+        ..Plan::default()
+    })?;
+    guest.sh("mkdir -p /mnt /tmp && mount -t virtiofs files /mnt && ls /mnt/volume/below")?;
+
+    // A disk of the host's, by loop device, appears in place of what is there.
+    let device = scratch::Loop::new(disk.path())?;
+    mount(
+        Some(device.path()),
+        &volume,
+        Some("ext4"),
+        MsFlags::empty(),
+        none,
+    )?;
+    fs::write(volume.join("file"), "mounted\n")?;
+    guest.sh("sleep 1.1; [ ! -e /mnt/volume/below ] && cat /mnt/volume/file")?;
+    assert_eq!(
+        guest.sh("stat -f -c %S /mnt/volume")?,
+        guest.sh("stat -f -c %S /mnt/volume/file")?
+    );
+    guest.sh("find /mnt > /dev/null")?;
+    guest.sh("exec 5<>/mnt/volume/file; echo written >&5; cat /mnt/volume/file")?;
+
+    // In use, so only lazily; the guest has errors then and nothing hangs.
+    umount2(&volume, MntFlags::MNT_DETACH)?;
+    assert_eq!(guest.sh("sleep 1.1; ls /mnt/volume")?, "below\n");
+    guest.sh("! sh -c 'echo more >&5' 2> /tmp/error && grep -q Stale /tmp/error")?;
+    guest.sh("exec 5>&-; true")?;
+    // Nothing holds the disk: it can go.
+    device.detach().context("the disk is still in use")?;
+    Ok(())
+}
+
+#[test]
+fn volumes_that_are_swapped_by_a_link_are_seen_within_a_second() -> Result<()> {
+    let (directory, mut guest) = share(false)?;
+    let volume = directory.path().join("config");
+    let publish = |generation: u32| -> Result<()> {
+        // As kubelet does it: a new directory, a new link, and one rename.
+        let data = volume.join(format!("..{generation}"));
+        fs::create_dir_all(&data)?;
+        fs::write(data.join("key"), format!("value {generation}\n"))?;
+        symlink(format!("..{generation}"), volume.join("..data_tmp"))?;
+        fs::rename(volume.join("..data_tmp"), volume.join("..data"))?;
+        if generation > 1 {
+            fs::remove_dir_all(volume.join(format!("..{}", generation - 1)))?;
+        }
+        Ok(())
+    };
+    fs::create_dir(&volume)?;
+    publish(1)?;
+    symlink("..data/key", volume.join("key"))?;
+    assert_eq!(guest.sh("cat /mnt/config/key")?, "value 1\n");
+    for generation in 2..5 {
+        publish(generation)?;
+        let read = "sleep 1; cat /mnt/config/key; ls /mnt/config";
+        assert_eq!(guest.sh(read)?, format!("value {generation}\nkey\n"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_an_error_of_the_write() -> Result<()> {
+    let shared = Shared::new()?;
+    let small = shared.path("small");
+    fs::create_dir(&small)?;
+    mount(
+        Some("small"),
+        &small,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=256k,nr_inodes=6"),
+    )?;
+    let mut guest = Guest::start(Plan {
+        devices: vec![DeviceConfig::Fs {
+            tag: "files".to_owned(),
+            directory: Resource::Path(small.clone()),
+            read_only: false,
+        }],
+        ..Plan::default()
+    })?;
+    guest.sh("mkdir -p /mnt /tmp && mount -t virtiofs files /mnt")?;
+    guest.sh("! dd if=/dev/zero of=/mnt/big bs=64k count=16 2> /tmp/error && grep -q 'No space' /tmp/error")?;
+    guest.sh("rm /mnt/big; touch /mnt/1 /mnt/2 /mnt/3 && ! touch /mnt/4 /mnt/5 /mnt/6 2> /tmp/error && grep -q 'No space' /tmp/error")?;
+    guest.sh("rm /mnt/*; echo fits > /mnt/small; cat /mnt/small")?;
+    drop(guest);
+    umount2(&small, MntFlags::MNT_DETACH)?;
     Ok(())
 }

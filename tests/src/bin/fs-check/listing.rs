@@ -1,17 +1,9 @@
 //! A directory with many names: all are listed once, also when it is left and
 //! entered in the middle and while names go.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use nix::{
-    dir::Dir,
-    fcntl::OFlag,
-    sys::stat::Mode,
-};
+use nix::{dir::Dir, fcntl::OFlag, sys::stat::Mode};
 
 /// Makes `count` files below `directory` and lists them.
 pub(crate) fn run(directory: &Path, count: usize) {
@@ -29,7 +21,10 @@ pub(crate) fn run(directory: &Path, count: usize) {
     let (mut by_one, mut by_two) = (BTreeSet::new(), BTreeSet::new());
     let (mut one, mut two) = (one.iter(), two.iter());
     loop {
-        let (first, second) = (take(&mut one, 7, &mut by_one), take(&mut two, 11, &mut by_two));
+        let (first, second) = (
+            take(&mut one, 7, &mut by_one),
+            take(&mut two, 11, &mut by_two),
+        );
         if first == 0 && second == 0 {
             break;
         }
@@ -39,7 +34,11 @@ pub(crate) fn run(directory: &Path, count: usize) {
     // What goes while it is listed: the rest is seen once, and nothing twice.
     let mut listed = BTreeSet::new();
     for (i, entry) in fs::read_dir(&many).expect("a listing").enumerate() {
-        let name = entry.expect("an entry").file_name().into_string().expect("text");
+        let name = entry
+            .expect("an entry")
+            .file_name()
+            .into_string()
+            .expect("text");
         assert!(listed.insert(name.clone()), "{name} is listed twice");
         if i % 2 == 0 {
             fs::remove_file(many.join(&name)).expect("removed");

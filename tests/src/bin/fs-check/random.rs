@@ -90,7 +90,9 @@ pub(crate) fn run(directory: &Path, seed: u64, count: u64) {
             8 => {
                 let target = offset / 2;
                 let from = (offset + MOST / 2) % (expected.len() + 1);
-                let len = len.min(expected.len() - from).min(from.saturating_sub(target));
+                let len = len
+                    .min(expected.len() - from)
+                    .min(from.saturating_sub(target));
                 let copied = sys::copy_range((fd, from as i64), (fd, target as i64), len);
                 let copied = copied.expect("copied") as usize;
                 let bytes = expected[from..from + copied].to_vec();
@@ -116,9 +118,16 @@ pub(crate) fn run(directory: &Path, seed: u64, count: u64) {
         }
         let mut bytes = vec![0; expected.len() + 1];
         let size = sys::read_at(fd, &mut bytes, 0).expect("read") as usize;
-        assert_eq!(size, expected.len(), "step {step}, {what}: the size differs");
+        assert_eq!(
+            size,
+            expected.len(),
+            "step {step}, {what}: the size differs"
+        );
         if let Some(at) = (0..size).find(|at| bytes[*at] != expected[*at]) {
-            panic!("step {step}, {what}: byte {at} is {}, not {}", bytes[at], expected[at]);
+            panic!(
+                "step {step}, {what}: byte {at} is {}, not {}",
+                bytes[at], expected[at]
+            );
         }
         assert_eq!(sys::fstat(fd).expect("stat").st_size, size as i64);
     }

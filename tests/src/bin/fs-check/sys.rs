@@ -134,7 +134,12 @@ pub(crate) fn set_times(at: &Path, times: [(i64, i64); 2]) -> Outcome {
     let times = times.map(|(tv_sec, tv_nsec)| libc::timespec { tv_sec, tv_nsec });
     // SAFETY: there are two times, as the call expects.
     result(unsafe {
-        libc::utimensat(libc::AT_FDCWD, at.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+        libc::utimensat(
+            libc::AT_FDCWD,
+            at.as_ptr(),
+            times.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
     })
 }
 
@@ -162,7 +167,14 @@ pub(crate) fn copy_range(from: (i32, i64), to: (i32, i64), len: usize) -> Outcom
     let (mut from_offset, mut to_offset) = (from.1, to.1);
     // SAFETY: both offsets are variables of ours.
     let count = unsafe {
-        libc::copy_file_range(from.0, &raw mut from_offset, to.0, &raw mut to_offset, len, 0)
+        libc::copy_file_range(
+            from.0,
+            &raw mut from_offset,
+            to.0,
+            &raw mut to_offset,
+            len,
+            0,
+        )
     };
     result(count as i64)
 }
@@ -171,7 +183,13 @@ pub(crate) fn set_xattr(at: &Path, name: &str, value: &[u8], flags: i32) -> Outc
     let (at, name) = (path(at), text(name));
     // SAFETY: both are C strings, and the call reads the slice.
     result(unsafe {
-        libc::lsetxattr(at.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
+        libc::lsetxattr(
+            at.as_ptr(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            flags,
+        )
     })
 }
 
@@ -179,9 +197,8 @@ pub(crate) fn get_xattr(at: &Path, name: &str, room: usize) -> Outcome<Vec<u8>> 
     let (at, name) = (path(at), text(name));
     let mut value = vec![0_u8; room];
     // SAFETY: both are C strings, and the call writes at most `room` bytes.
-    let len = unsafe {
-        libc::lgetxattr(at.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), room)
-    };
+    let len =
+        unsafe { libc::lgetxattr(at.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), room) };
     value.truncate(result(len as i64)? as usize);
     Ok(value)
 }
@@ -192,7 +209,10 @@ pub(crate) fn list_xattr(at: &Path) -> Outcome<String> {
     // SAFETY: the path is a C string, and the call writes at most the buffer's length.
     let len = unsafe { libc::llistxattr(at.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     names.truncate(result(len as i64)? as usize);
-    let mut names: Vec<_> = names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    let mut names: Vec<_> = names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .collect();
     names.sort_unstable();
     Ok(String::from_utf8_lossy(&names.join(&b' ')).into_owned())
 }
@@ -216,6 +236,12 @@ pub(crate) fn watch(fd: i32, at: &Path, events: u32) -> Outcome {
     let at = path(at);
     // SAFETY: the path is a C string.
     result(unsafe { libc::inotify_add_watch(fd, at.as_ptr(), events) })
+}
+
+/// A descriptor that stays open.
+pub(crate) fn borrow(fd: i32) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: what the rules open they do not close before they are done with it.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
 }
 
 pub(crate) fn set_umask(mask: u32) {
