@@ -38,7 +38,7 @@ pub fn ext4(bytes: u64) -> Result<NamedTempFile> {
     file.as_file().set_len(bytes)?;
     // The guest's writes go to the disk at once, so no journal is missed.
     let status = Command::new("/sbin/mkfs.ext4")
-        .args(["-q", "-F", "-O", "^has_journal"])
+        .args(["-q", "-F", "-b", "4096", "-O", "^has_journal"])
         .arg(file.path())
         .status()
         .context("cannot run mkfs.ext4; is e2fsprogs installed?")?;

@@ -4,7 +4,7 @@
 //! be taken, that clock counts instructions, so that a busy host changes nothing; they compare
 //! with each other and with no figure of another machine. Counts of exits compare anywhere.
 //!
-//! Given names of its parts (`boot`, `disk`, `net`, `run`), it takes those alone.
+//! Given names of its parts (`boot`, `disk`, `net`, `run`, `storage`), it takes those alone.
 
 mod boot;
 mod disk;
@@ -13,6 +13,7 @@ mod machine;
 mod net;
 mod report;
 mod run;
+mod storage;
 
 use anyhow::{Context, Result};
 use report::Report;
@@ -24,11 +25,12 @@ const RUNS: usize = 3;
 type Measure = fn(&mut Report) -> Result<()>;
 
 fn main() -> Result<()> {
-    let parts: [(&str, Measure); 4] = [
+    let parts: [(&str, Measure); 5] = [
         ("boot", boot::measure),
         ("disk", disk::measure),
         ("net", net::measure),
         ("run", run::measure),
+        ("storage", storage::measure),
     ];
     // cargo passes `--bench`
     let wanted: Vec<String> = std::env::args()

@@ -483,14 +483,16 @@ fn attributes_are_set_and_read() {
 }
 
 #[test]
-fn a_write_that_kills_privileges_clears_set_user_id() {
+fn set_id_bits_go_with_a_write_when_the_guest_says_so() {
     let (directory, mut guest) = share(false);
     let (node, handle) = guest.create("file", 0o700).unwrap();
     let path = directory.path().join("file");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
+    let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+    guest.call(SETATTR, node, &setattr(1, 0o6755, 0)).unwrap();
     guest.write_with(node, handle, 0, b"x", 0).unwrap();
+    assert_eq!(mode(), 0o6755);
     guest.write_with(node, handle, 0, b"x", 4).unwrap();
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
+    assert_eq!(mode(), 0o755);
 }
 
 #[test]

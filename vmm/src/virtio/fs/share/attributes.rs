@@ -18,8 +18,10 @@ use nix::{
 use super::{
     super::{operation::SetAttr, reply::Reply},
     Attributes, BELIEF_S, Number, Share,
-    contents::without_set_ids,
-    device, error, mode_of, sys,
+    contents::{set_ids_before, without_set_ids},
+    device, error, mode_of,
+    nodes::has_set_ids,
+    sys,
 };
 
 /// `FATTR_...` of linux/fuse.h.
@@ -50,7 +52,8 @@ impl Share {
         let has = |flags| wanted.valid & flags != 0;
         let node = self.nodes.node(number)?;
         let is_file = node.kind == libc::S_IFREG;
-        let handle = node.handle.filter(|_| is_file);
+        let handle = node.handle().filter(|_| is_file);
+        let may_have_set_ids = node.set_ids;
         let handle = match has(valid::FH) && is_file {
             true => Some(self.handles.get(wanted.handle, number)?),
             false => handle.and_then(|handle| self.handles.get(handle, number).ok()),
@@ -73,13 +76,16 @@ impl Share {
             if !is_file {
                 return Err(error(libc::EINVAL));
             }
+            let mode = set_ids_before(file, may_have_set_ids)?;
             if has(valid::FH) {
                 ftruncate(file, size)?;
             } else {
                 truncate(name, size)?;
             }
-            if has(valid::KILL_SUIDGID) {
-                drop_set_ids(&self.descriptors, file)?;
+            if let Some(mode) = mode {
+                let kill = has(valid::KILL_SUIDGID);
+                let mode = if kill { without_set_ids(mode) } else { mode };
+                set_mode(&self.descriptors, &Number::of(file), mode)?;
             }
         }
         if has(valid::MODE) {
@@ -103,12 +109,14 @@ impl Share {
                 UtimensatFlags::FollowSymlink,
             )?;
         }
-        sys::attributes(file)
+        let attributes = sys::attributes(file)?;
+        self.nodes.node_mut(number)?.set_ids = has_set_ids(&attributes);
+        Ok(attributes)
     }
 
     /// The file as a path below the thread's working directory.
     fn path(&mut self, node: u64) -> io::Result<Number> {
-        let handle = self.nodes.node(node)?.handle;
+        let handle = self.nodes.node(node)?.handle();
         Ok(match handle.map(|handle| self.handles.get(handle, node)) {
             Some(Ok(handle)) => Number::of(handle.file()?.as_fd()),
             _ => Number::of(self.nodes.descriptor(node)?),
@@ -208,14 +216,6 @@ fn set_mode(descriptors: &OwnedFd, file: &Number, mode: u32) -> io::Result<()> {
         mode_of(mode),
         follow,
     )?)
-}
-
-fn drop_set_ids(descriptors: &OwnedFd, file: BorrowedFd<'_>) -> io::Result<()> {
-    let mode = u32::from(sys::attributes(file)?.stx_mode);
-    match without_set_ids(mode) {
-        Some(mode) => set_mode(descriptors, &Number::of(file), mode),
-        None => Ok(()),
-    }
 }
 
 /// Says what `get` writes, or only its length when `size` is 0.

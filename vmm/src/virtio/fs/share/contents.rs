@@ -11,7 +11,7 @@ use nix::{
 use super::{
     super::{operation::Copy, reply::Reply},
     Attributes, Number, Share, error, mode_of,
-    nodes::{Version, gone},
+    nodes::{Version, gone, has_set_ids},
     sys,
 };
 use crate::virtio::slices::Slices;
@@ -62,10 +62,9 @@ impl Share {
         let (file, mut attributes) = self.reopen(node, flags - OFlag::O_TRUNC)?;
         if flags.contains(OFlag::O_TRUNC) {
             // Only now it is certain which file it is.
+            let mode = Some(u32::from(attributes.stx_mode)).filter(|_| has_set_ids(&attributes));
             self.empty(node, &file, flags)?;
-            if fuse_flags & OPEN_KILL_SUIDGID != 0 {
-                drop_set_ids(&file)?;
-            }
+            set_ids_after(&file, mode, fuse_flags & OPEN_KILL_SUIDGID != 0)?;
             attributes = sys::attributes(&file)?;
         }
         self.opened(node, &attributes, file, flags)
@@ -101,7 +100,7 @@ impl Share {
         let handle = self
             .handles
             .insert(number, attributes.stx_mnt_id, file, append);
-        node.handle = Some(handle);
+        node.handles.push(handle);
         Ok(Opened {
             handle,
             flags: options,
@@ -116,7 +115,7 @@ impl Share {
         self.leave_room()?;
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
         // What is open already may have no name any more.
-        let open = self.nodes.node(number)?.handle;
+        let open = self.nodes.node(number)?.handle();
         let open = open.and_then(|handle| self.handles.get(handle, number).ok());
         let held = match open {
             Some(handle) => Some(handle.file()?.as_fd()),
@@ -158,6 +157,7 @@ impl Share {
         offset: u64,
     ) -> io::Result<usize> {
         self.may_write()?;
+        let has_set_ids = self.nodes.node(node)?.set_ids;
         let handle = self.handles.get_mut(handle, node)?;
         let append = flags as i32 & libc::O_APPEND != 0;
         if handle.append != append {
@@ -169,19 +169,17 @@ impl Share {
             fcntl(handle.file()?, FcntlArg::F_SETFL(flags))?;
             handle.append = append;
         }
-        let written = sys::write(handle.file()?, data.parts(), offset)?;
-        if fuse_flags & WRITE_KILL_SUIDGID != 0 {
-            drop_set_ids(handle.file()?)?;
-        }
+        let file = handle.file()?;
+        let mode = set_ids_before(file, has_set_ids)?;
+        let written = sys::write(file, data.parts(), offset)?;
+        set_ids_after(file, mode, fuse_flags & WRITE_KILL_SUIDGID != 0)?;
         Ok(written)
     }
 
     pub(super) fn release(&mut self, number: u64, handle: u64) -> io::Result<()> {
         self.handles.remove(handle, number)?;
-        if let Ok(node) = self.nodes.node_mut(number)
-            && node.handle == Some(handle)
-        {
-            node.handle = None;
+        if let Ok(node) = self.nodes.node_mut(number) {
+            node.handles.retain(|open| *open != handle);
         }
         Ok(())
     }
@@ -227,8 +225,11 @@ impl Share {
             return Err(error(libc::EFBIG));
         };
         let mode = FallocateFlags::from_bits(mode as i32).ok_or_else(|| error(libc::EOPNOTSUPP))?;
+        let has_set_ids = self.nodes.node(node)?.set_ids;
         let file = self.handles.get(handle, node)?.file()?;
-        Ok(fallocate(file, mode, offset, length)?)
+        let before = set_ids_before(file, has_set_ids)?;
+        fallocate(file, mode, offset, length)?;
+        set_ids_after(file, before, false)
     }
 
     /// Where data or a hole begins; all else the guest knows by itself.
@@ -259,15 +260,18 @@ impl Share {
         let from = self.handles.get(copy.handle_in, node)?.file()?;
         let to = self.handles.get(copy.handle_out, copy.node_out)?.file()?;
         let length = copy.length.min(MAX_COPY_BYTES) as usize;
-        sys::copy(
+        let before = set_ids_before(to, self.nodes.node(copy.node_out)?.set_ids)?;
+        let copied = sys::copy(
             (from, offset(copy.offset_in)?),
             (to, offset(copy.offset_out)?),
             length,
-        )
+        )?;
+        set_ids_after(to, before, false)?;
+        Ok(copied)
     }
 
     pub(super) fn file_system(&mut self, node: u64, reply: &mut Reply) -> io::Result<()> {
-        let figures = match self.nodes.node(node)?.handle {
+        let figures = match self.nodes.node(node)?.handle() {
             Some(handle) => sys::file_system(self.handles.get(handle, node)?.file()?)?,
             None => sys::file_system(self.nodes.descriptor(node)?)?,
         };
@@ -288,20 +292,32 @@ impl Share {
     }
 }
 
-/// What a write of someone without `CAP_FSETID` does to a file.
-fn drop_set_ids(file: impl AsFd) -> io::Result<()> {
-    let mode = u32::from(sys::attributes(&file)?.stx_mode);
-    match without_set_ids(mode) {
+/// The mode of a file that may have set-id bits, if it has, before it is changed.
+///
+/// The host's kernel takes them away at every change: the process is no one with `CAP_FSETID`
+/// outside of its user namespace. Whether they go is the guest's to say.
+pub(super) fn set_ids_before(file: impl AsFd, may_have: bool) -> io::Result<Option<u32>> {
+    if !may_have {
+        return Ok(None);
+    }
+    let attributes = sys::attributes(file)?;
+    Ok(has_set_ids(&attributes).then_some(attributes.stx_mode.into()))
+}
+
+/// Gives a file that was changed its mode back, or what is left of it.
+fn set_ids_after(file: &File, before: Option<u32>, kill: bool) -> io::Result<()> {
+    match before {
+        Some(mode) if kill => Ok(fchmod(file, mode_of(without_set_ids(mode)))?),
         Some(mode) => Ok(fchmod(file, mode_of(mode))?),
         None => Ok(()),
     }
 }
 
-/// The mode without what makes others act as the file's owner, if it has that.
-pub(super) fn without_set_ids(mode: u32) -> Option<u32> {
+/// What a change by someone without `CAP_FSETID` leaves of a mode.
+pub(super) fn without_set_ids(mode: u32) -> u32 {
     let mut dropped = libc::S_ISUID;
     if mode & libc::S_IXGRP != 0 {
         dropped |= libc::S_ISGID;
     }
-    (mode & dropped != 0).then_some(mode & !dropped)
+    mode & !dropped
 }

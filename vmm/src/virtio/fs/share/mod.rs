@@ -172,7 +172,7 @@ impl Share {
 
     /// The attributes of a node, by the cheapest way there is.
     fn attributes(&mut self, number: u64) -> io::Result<Attributes> {
-        let handle = self.nodes.node(number)?.handle;
+        let handle = self.nodes.node(number)?.handle();
         match handle.map(|handle| self.handles.get(handle, number)) {
             Some(Ok(handle)) => sys::attributes(handle.file()?),
             _ => self.nodes.attributes(number),

@@ -214,7 +214,7 @@ impl Share {
                 AtFlags::AT_SYMLINK_FOLLOW,
             )
         };
-        let handle = self.nodes.node(node)?.handle;
+        let handle = self.nodes.node(node)?.handle();
         match handle.map(|handle| self.handles.get(handle, node)) {
             // A file without a name has no other way.
             Some(Ok(handle)) => {

@@ -51,8 +51,10 @@ pub(super) struct Node {
     pub(super) kind: u32,
     /// What its contents were when the guest last opened it.
     pub(super) seen: Option<Version>,
-    /// An open file of the guest's that is this node.
-    pub(super) handle: Option<u64>,
+    /// The guest's open files that are this node.
+    pub(super) handles: Vec<u64>,
+    /// Whether it was last seen with the set-user-id or set-group-id bit.
+    pub(super) set_ids: bool,
     identity: Identity,
     place: Place,
     /// The file, opened by path only.
@@ -111,6 +113,13 @@ impl Version {
             modified: (attributes.stx_mtime.tv_sec, attributes.stx_mtime.tv_nsec),
             changed,
         })
+    }
+}
+
+impl Node {
+    /// One of the guest's open files that are this node.
+    pub(super) fn handle(&self) -> Option<u64> {
+        self.handles.last().copied()
     }
 }
 
@@ -181,6 +190,7 @@ impl Nodes {
             && node.kind == kind
         {
             node.lookups = node.lookups.saturating_add(1);
+            node.set_ids = has_set_ids(attributes);
             if number != ROOT && (node.place.parent != parent || *node.place.name != *name) {
                 node.place = Place {
                     parent,
@@ -211,7 +221,8 @@ impl Nodes {
             Node {
                 kind: u32::from(attributes.stx_mode) & libc::S_IFMT,
                 seen: None,
-                handle: None,
+                handles: Vec::new(),
+                set_ids: has_set_ids(attributes),
                 identity,
                 place: Place {
                     parent,
@@ -451,6 +462,11 @@ impl Nodes {
             born: (births_stay && has_birth).then(birth),
         }
     }
+}
+
+/// Whether others act as the file's owner or group when they run it.
+pub(super) fn has_set_ids(attributes: &Attributes) -> bool {
+    u32::from(attributes.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0
 }
 
 /// The device that a file is on.

@@ -1,0 +1,236 @@
+//! A guest that runs a script, in a virtual machine of ours or of QEMU's.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rootfs_builder::erofs;
+use rootfs_builder::tree::{Node, Tree};
+use serde_json::json;
+use system_tests::guest::{bin, share};
+
+/// Whose virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vmm {
+    Ours,
+    Qemu,
+}
+
+/// Enough memory that nothing is measured of the guest's lack of it.
+const MEMORY_MIB: u64 = 512;
+
+/// How long one guest may take.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// A guest and its disks.
+pub(super) struct Bench {
+    dir: PathBuf,
+    image: PathBuf,
+    tree: PathBuf,
+    disk: PathBuf,
+}
+
+impl Bench {
+    /// A guest of busybox and fio whose first process is `script`; everything is put into `dir`.
+    pub(super) fn new(dir: &Path, script: &str, tree: &Path, disk: &Path) -> Result<Self> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            image: image(dir, script)?,
+            tree: tree.to_owned(),
+            disk: disk.to_owned(),
+        })
+    }
+
+    /// Runs it to its end with `shared` as its directory, and returns what it printed.
+    pub(super) fn run(&self, vmm: Vmm, shared: &Path) -> Result<String> {
+        let output = self.dir.join("output");
+        File::create(&output)?;
+        match vmm {
+            Vmm::Ours => self.ours(shared, &output)?,
+            Vmm::Qemu => self.qemu(shared, &output)?,
+        }
+        fs::read_to_string(&output).context("cannot read what the guest printed")
+    }
+
+    fn ours(&self, shared: &Path, output: &Path) -> Result<()> {
+        let path = |path: &Path| json!({ "path": path });
+        let cmdline = shim::sandbox::cmdline();
+        let config = json!({
+            "boot": {
+                "kernel": path(&share("vmlinux")?),
+                "image": path(&self.image),
+                "cmdline": format!("{cmdline} BENCH_TREE=/dev/vda BENCH_DISK=/dev/vdb"),
+            },
+            "memory_mib": MEMORY_MIB,
+            "devices": [
+                {"kind": "console", "output": path(output)},
+                {"kind": "fs", "tag": "bench", "directory": path(shared)},
+                {"kind": "blk", "disk": path(&self.tree), "read_only": true},
+                {"kind": "blk", "disk": path(&self.disk)},
+            ],
+        });
+        let file = self.dir.join("ours.json");
+        serde_json::to_writer(File::create(&file)?, &config)?;
+        let mut command = Command::new(bin("bulkhead-vmm")?);
+        command.arg("--config").arg(&file).stdin(Stdio::null());
+        finish(Running(
+            command.spawn().context("cannot start bulkhead-vmm")?,
+        ))
+    }
+
+    /// QEMU's microvm with PCI, as its devices need fewest exits there.
+    fn qemu(&self, shared: &Path, output: &Path) -> Result<()> {
+        let socket = self.dir.join("virtiofsd.sock");
+        let _ = fs::remove_file(&socket);
+        let mut daemon = Command::new("/usr/lib/qemu/virtiofsd");
+        daemon
+            .arg(format!("--socket-path={}", socket.display()))
+            .args(["-o", &format!("source={}", shared.display())])
+            .args(["-o", "sandbox=chroot", "-o", "cache=auto", "-o", "xattr"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(self.dir.join("virtiofsd.log"))?);
+        let _daemon = Running(daemon.spawn().context("cannot start virtiofsd")?);
+        let started = Instant::now();
+        while !socket.exists() {
+            ensure!(started.elapsed() < PATIENCE, "virtiofsd makes no socket");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            &MEMORY_MIB.to_string(),
+        ])
+        .args([
+            "-M",
+            "microvm,pcie=on,rtc=on,pit=off,isa-serial=off,memory-backend=ram",
+        ])
+        .arg("-object")
+        .arg(format!(
+            "memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"
+        ))
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .arg("-kernel")
+        .arg(share("vmlinux")?)
+        .args(["-append", QEMU_CMDLINE])
+        .args(["-object", "iothread,id=io"]);
+        qemu.arg("-chardev")
+            .arg(format!("file,id=out,path={}", output.display()));
+        qemu.args([
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            "virtconsole,chardev=out",
+        ]);
+        for (id, file, more) in [
+            ("root", &self.image, "readonly=on"),
+            ("tree", &self.tree, "readonly=on"),
+            ("disk", &self.disk, "readonly=off"),
+        ] {
+            let file = file.display();
+            qemu.arg("-drive").arg(format!(
+                "id={id},if=none,format=raw,aio=io_uring,{more},file={file}"
+            ));
+            qemu.arg("-device")
+                .arg(format!("virtio-blk-pci,drive={id},iothread=io"));
+        }
+        qemu.arg("-chardev")
+            .arg(format!("socket,id=fs,path={}", socket.display()));
+        qemu.args([
+            "-device",
+            "vhost-user-fs-pci,chardev=fs,tag=bench,queue-size=512",
+        ]);
+        qemu.stdin(Stdio::null());
+        finish(Running(qemu.spawn().context("cannot start QEMU")?))
+    }
+}
+
+const QEMU_CMDLINE: &str = "quiet console=hvc0 8250.nr_uarts=0 panic=-1 reboot=t \
+     root=/dev/vda rootfstype=erofs ro init=/init BENCH_TREE=/dev/vdb BENCH_DISK=/dev/vdc";
+
+/// A process that is killed and reaped when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // it may have ended by itself
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for a guest that reboots when it has done what it should.
+fn finish(mut vmm: Running) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = vmm.0.try_wait()? {
+            ensure!(
+                matches!(status.code(), Some(0 | 3 | 4)),
+                "the guest ended badly: {status}"
+            );
+            return Ok(());
+        }
+        ensure!(started.elapsed() < PATIENCE, "the guest does not end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A root file system of busybox, fio with its libraries, and the script.
+fn image(dir: &Path, script: &str) -> Result<PathBuf> {
+    let init = dir.join("init");
+    fs::write(&init, script)?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    let mut tree = Tree::new();
+    for path in ["bin", "dev", "lib", "lib64", "mnt", "proc", "sys", "tmp"] {
+        tree.add(path, Node::Directory { mode: 0o755 })?;
+    }
+    let mut program = |to: &str, source: &Path| {
+        let source = fs::canonicalize(source)?;
+        tree.add(
+            to,
+            Node::File {
+                mode: 0o755,
+                source,
+            },
+        )?;
+        anyhow::Ok(())
+    };
+    program("init", &init)?;
+    program("bin/busybox", Path::new("/bin/busybox"))?;
+    program("bin/fio", Path::new("/usr/bin/fio"))?;
+    let libraries = Command::new("ldd")
+        .arg("/usr/bin/fio")
+        .output()
+        .context("cannot run ldd")?;
+    for word in String::from_utf8(libraries.stdout)?.split_whitespace() {
+        let path = Path::new(word);
+        let Some(name) = path.file_name().filter(|_| path.is_absolute()) else {
+            continue;
+        };
+        let name = name.to_string_lossy();
+        // the loader's own directory, and the one where it looks for all others
+        let to = if name.starts_with("ld-linux") {
+            "lib64"
+        } else {
+            "lib"
+        };
+        program(&format!("{to}/{name}"), path)?;
+    }
+    let image = dir.join("bench.img");
+    erofs::Builder::new([0; 16]).build(&tree, &image)?;
+    Ok(image)
+}
