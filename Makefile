@@ -3,7 +3,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 xtask := cargo run --quiet --package xtask --
 
-.PHONY: build setup demo test bench check
+.PHONY: build setup demo test test-long bench check
 
 build: setup    ## programs, agent, guest kernel and guest image, into target/bulkhead
 	$(xtask) build
@@ -16,6 +16,9 @@ demo: setup     ## a container in its own virtual machine, on real input
 
 test: setup     ## unit and doc tests here, system tests on KVM (here or in the lab)
 	$(xtask) test
+
+test-long: setup ## databases, git, apt and whole trees on a share: about half an hour in the lab
+	$(xtask) test --long
 
 bench: setup    ## figures, side by side with the peers: a table and target/bench/results.json
 	$(xtask) bench

@@ -55,6 +55,8 @@ done
 pub struct Plan {
     /// Processors.
     pub cpus: u8,
+    /// Memory.
+    pub memory_mib: u64,
     /// Devices beside the console; their resources may be paths.
     pub devices: Vec<DeviceConfig>,
 }
@@ -63,6 +65,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             cpus: 1,
+            memory_mib: 128,
             devices: Vec::new(),
         }
     }
@@ -104,7 +107,7 @@ impl Guest {
                 cmdline: "quiet panic=-1".to_owned(),
             },
             cpus: plan.cpus,
-            memory_mib: 128,
+            memory_mib: plan.memory_mib,
             kvm: None,
             console_log: None,
             control: Some(launch.pass(UnixListener::bind(&control)?.into())),
@@ -132,10 +135,20 @@ impl Guest {
     /// # Errors
     /// When it fails or the guest does not answer.
     pub fn sh(&mut self, command: &str) -> Result<String> {
+        self.sh_within(PATIENCE, command)
+    }
+
+    /// As [`Guest::sh`], for a command that may be silent for as long as `patience`.
+    ///
+    /// # Errors
+    /// As [`Guest::sh`].
+    pub fn sh_within(&mut self, patience: Duration, command: &str) -> Result<String> {
         self.tell(command)?;
         let mut printed = String::new();
         loop {
-            let line = self.line().with_context(|| command.to_owned())?;
+            let line = self
+                .line_within(patience)
+                .with_context(|| command.to_owned())?;
             if let Some(status) = line.strip_prefix("end ") {
                 ensure!(
                     status == "0",
@@ -173,10 +186,14 @@ impl Guest {
     }
 
     fn line(&mut self) -> Result<String> {
+        self.line_within(PATIENCE)
+    }
+
+    fn line_within(&mut self, patience: Duration) -> Result<String> {
         let mut line = Vec::new();
         loop {
             ensure!(
-                self.prints_within(PATIENCE)?,
+                self.prints_within(patience)?,
                 "the guest says nothing; it last said {:?}",
                 String::from_utf8_lossy(&line)
             );

@@ -243,7 +243,11 @@ fn every_thread_of_a_running_vm_is_confined() -> Result<()> {
     };
     let balloon = DeviceConfig::Balloon { inflate_mib: 0 };
     let devices = vec![disk(&path), share, vsock, rng, balloon];
-    let mut guest = Guest::start(Plan { cpus: 2, devices })?;
+    let mut guest = Guest::start(Plan {
+        cpus: 2,
+        devices,
+        ..Plan::default()
+    })?;
 
     assert_eq!(
         confined_threads(guest.vmm().pid())?,

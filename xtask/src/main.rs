@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod check;
+mod debian;
 mod demo;
 mod image;
 mod kernel;

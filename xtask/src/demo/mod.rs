@@ -2,12 +2,13 @@
 //! made by mmdebstrap and a `config.json` made by `runc spec`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::build;
+use crate::debian;
 use crate::lab::Place;
 use crate::process::{output, run};
 use crate::project::Project;
@@ -27,7 +28,7 @@ const LAB_TIMEOUT_S: &str = "600";
 /// Builds everything, then runs the container where KVM works.
 pub(crate) fn show(project: &Project) -> Result<()> {
     build::all(project)?;
-    let rootfs = debian(&project.cache)?;
+    let rootfs = debian::root(&project.cache, "debian-12-python3", "python3")?;
     let bundle = project.target.join("demo");
     write_bundle(&bundle, &rootfs)?;
 
@@ -53,29 +54,6 @@ pub(crate) fn show(project: &Project) -> Result<()> {
     );
     anyhow::ensure!(status.success(), "the container failed");
     Ok(())
-}
-
-/// The Debian root file system, made once and kept.
-fn debian(cache: &Path) -> Result<PathBuf> {
-    let rootfs = cache.join("debian-12-python3");
-    if rootfs.exists() {
-        return Ok(rootfs);
-    }
-    println!("xtask: making a Debian root file system with mmdebstrap, once");
-    let new = cache.join("debian-12-python3.new");
-    if new.exists() {
-        fs::remove_dir_all(&new).with_context(|| format!("cannot empty {}", new.display()))?;
-    }
-    run(Command::new("mmdebstrap")
-        .args([
-            "--quiet",
-            "--variant=minbase",
-            "--include=python3",
-            "bookworm",
-        ])
-        .arg(&new))?;
-    fs::rename(&new, &rootfs).with_context(|| format!("cannot create {}", rootfs.display()))?;
-    Ok(rootfs)
 }
 
 /// Makes a bundle: what `runc spec` writes, with [`EDITS`].

@@ -1,4 +1,5 @@
-//! The tiers of tests: unit and doc tests on this host, system tests where KVM works.
+//! The tiers of tests: unit and doc tests on this host, system tests where KVM works, and on
+//! demand the system tests that take long.
 //!
 //! The system tests are compiled here and only run in the lab, whose processor is emulated; there
 //! in two labs at a time. A tier that fails ends the run, so that the last lines are always the
@@ -13,12 +14,22 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::build;
+use crate::debian;
 use crate::lab::Place;
 use crate::process::{cargo, output, run};
 use crate::project::Project;
 
 /// The package whose integration tests drive Bulkhead from outside.
 pub(crate) const SYSTEM_TESTS: &str = "system-tests";
+
+/// What the names of the programs begin with that take long: real programs on real trees.
+const LONG: &str = "long_";
+
+/// What the long tests use of Debian, beside what is essential.
+const LONG_PACKAGES: &str = "git,sqlite3,rsync,acl,attr,libcap2-bin,postgresql,procps";
+
+/// Seconds for all long tests together in the lab.
+const LONG_TIMEOUT_S: &str = "3000";
 
 /// Seconds for all system tests together in the lab.
 const LAB_TIMEOUT_S: &str = "1500";
@@ -42,10 +53,16 @@ pub(crate) struct Options {
     /// Only the system tests
     #[arg(long)]
     system: bool,
+    /// Only the system tests that take long: databases, git, apt and copies of whole trees
+    #[arg(long, conflicts_with_all = ["unit", "system"])]
+    long: bool,
 }
 
 /// Runs the tiers in order.
 pub(crate) fn all(project: &Project, options: &Options) -> Result<()> {
+    if options.long {
+        return long(project);
+    }
     if !options.system {
         unit(project)?;
     }
@@ -67,10 +84,7 @@ fn unit(project: &Project) -> Result<()> {
 
 fn system(project: &Project) -> Result<()> {
     build::all(project)?;
-    let mut tests = executables(project, SYSTEM_TESTS, "test")?;
-    if tests.is_empty() {
-        bail!("package {SYSTEM_TESTS} has no tests");
-    }
+    let (_, mut tests) = system_tests(project)?;
     // The stories of its containers that need what the lab has.
     tests.extend(executables(project, "agent", "test")?);
     let place = Place::find(project)?;
@@ -88,6 +102,34 @@ fn system(project: &Project) -> Result<()> {
         Place::Here => run(&mut command(&tests)),
         Place::Lab { .. } => labs::run(tests, command),
     }
+}
+
+fn long(project: &Project) -> Result<()> {
+    build::all(project)?;
+    let root = debian::root(&project.cache, "debian-12-storage", LONG_PACKAGES)?;
+    let (tests, _) = system_tests(project)?;
+    let place = Place::find(project)?;
+    place.announce("the long tests");
+    run(place
+        .command(&["--timeout", LONG_TIMEOUT_S, "--disk", "6G"], "sh")
+        .args(["-c", RUN_EACH, "sh"])
+        .args(tests)
+        .current_dir(&project.root)
+        .env("BULKHEAD_PREFIX", project.prefix())
+        .env("BULKHEAD_DEBIAN", root))
+}
+
+/// The system tests' programs: those that take long, and the others.
+fn system_tests(project: &Project) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let tests = executables(project, SYSTEM_TESTS, "test")?;
+    if tests.is_empty() {
+        bail!("package {SYSTEM_TESTS} has no tests");
+    }
+    let is_long = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with(LONG)
+    };
+    Ok(tests.into_iter().partition(is_long))
 }
 
 /// Compiles a package's programs of one kind (`test` or `bench`) and returns where they are.
