@@ -35,7 +35,7 @@ pub(crate) fn run(directory: &Path, seed: u64, count: u64) {
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
     let mut fd = sys::open(&path, flags, 0o644).expect("a file");
     let direct = sys::aligned(PAGE);
-    let mut random = Random(seed | 1);
+    let mut random = Random(2 * seed + 1);
     let mut expected: Vec<u8> = Vec::new();
     for step in 0..count {
         let offset = random.below(MOST - 20_000);
@@ -95,8 +95,10 @@ pub(crate) fn run(directory: &Path, seed: u64, count: u64) {
                     .min(from.saturating_sub(target));
                 let copied = sys::copy_range((fd, from as i64), (fd, target as i64), len);
                 let copied = copied.expect("copied") as usize;
-                let bytes = expected[from..from + copied].to_vec();
-                put(&mut expected, target, &bytes);
+                if copied > 0 {
+                    let bytes = expected[from..from + copied].to_vec();
+                    put(&mut expected, target, &bytes);
+                }
             }
             9 => {
                 let open = libc::O_RDWR | libc::O_DIRECT;
