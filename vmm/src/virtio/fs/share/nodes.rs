@@ -39,7 +39,7 @@ use super::{
 /// The node of the shared directory itself.
 pub(super) const ROOT: u64 = 1;
 
-/// More are not kept; the guest then gets `ENFILE`. Each takes some 300 bytes.
+/// More are not kept; the guest then gets `ENFILE`. Each takes some 400 bytes.
 const MAX_NODES: usize = 1 << 22;
 
 /// How deep a directory may be that is opened again by names.
