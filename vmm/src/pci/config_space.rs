@@ -84,6 +84,8 @@ impl ConfigSpace {
     /// Fills the page for a virtio device in `slot` with `vectors` interrupt vectors.
     pub fn new(page: Page, slot: u8, kind: Kind, vectors: u16) -> Self {
         let device = VIRTIO_DEVICE_BASE + kind as u16;
+        // Another device may have been here.
+        page.clear();
         // The command register starts at 0: a kernel that finds memory decoding on switches it
         // off and on around each BAR that it sizes, fourteen exits for nothing.
         page.write(VENDOR_ID, &VIRTIO_VENDOR.to_le_bytes());
@@ -265,6 +267,16 @@ mod tests {
             at = (head >> 8 & 0xff) as usize;
         }
         assert_eq!(kinds, [9, 9, 9, 9, 0x11, 0x14]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_device_that_was_here() {
+        let pages = Pages::new("test-config", 0x1000).unwrap();
+        let page = Page::new(&pages, 0);
+        page.write(0, &[0xff; 0x1000]);
+        ConfigSpace::new(page.clone(), 3, Kind::Blk, 2);
+        assert_eq!(page.u32_at(COMMAND) & 0xffff, 0);
+        assert_eq!(page.u32_at(0x0c) >> 16 & 0xff, 0, "a header of type 0");
     }
 
     #[test]

@@ -82,6 +82,11 @@ impl Page {
             .expect("the length was cut to the page");
     }
 
+    /// Makes all of it zero.
+    pub fn clear(&self) {
+        self.write(0, &[0; PAGE]);
+    }
+
     /// The little-endian number at `at`.
     pub fn u32_at(&self, at: usize) -> u32 {
         let mut bytes = [0; 4];

@@ -11,7 +11,7 @@ use std::{
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     common::{Action, CommonConfig, NO_VECTOR, QueueSetup, status},
@@ -26,7 +26,7 @@ use crate::{
         self, ActiveQueue, ConfigChange, Kind, Link, Memory, VirtioDevice,
         worker::{Activation, Worker},
     },
-    vm::interrupts::{Interrupts, Line},
+    vm::interrupts::{Interrupts, Kick, Line},
 };
 
 /// A device in its slot.
@@ -38,7 +38,9 @@ pub struct VirtioPci {
     common: CommonConfig,
     msix: Msix,
     lines: Vec<Line>,
+    // The thread goes before what kicks it.
     worker: Worker,
+    _kicks: Vec<Kick>,
     broken: Arc<AtomicBool>,
     /// The device's configuration; the worker may publish a new one.
     config_len: usize,
@@ -83,6 +85,7 @@ impl VirtioPci {
         .min(registers::MSIX_MAX as u16);
         let features =
             device.features() | virtio::F_VERSION_1 | virtio::F_EVENT_IDX | virtio::F_INDIRECT_DESC;
+        register_page.clear();
         let common = CommonConfig::new(features, device.queue_sizes(), vectors);
         register_page.write(registers::COMMON, &common.bytes());
         let mut config = device.config_space();
@@ -90,11 +93,9 @@ impl VirtioPci {
         register_page.write(registers::DEVICE, &config);
         let kicks = (0..queues)
             .map(|queue| {
-                let kick = Arc::new(EventFd::new(EFD_NONBLOCK)?);
                 let address = config_space::notify_address(slot)
                     + queue as u64 * u64::from(config_space::NOTIFY_MULTIPLIER);
-                interrupts.connect_kick(&kick, address)?;
-                Ok(kick)
+                interrupts.kick(address)
             })
             .collect::<io::Result<Vec<_>>>()?;
         let lines = (0..vectors)
@@ -108,7 +109,8 @@ impl VirtioPci {
             registers: register_page,
             common,
             lines,
-            worker: Worker::new(device, kicks)?,
+            worker: Worker::new(device, kicks.iter().map(Kick::event).collect())?,
+            _kicks: kicks,
             broken: Arc::new(AtomicBool::new(false)),
             config_len: config.len(),
             memory,

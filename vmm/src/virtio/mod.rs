@@ -166,6 +166,13 @@ pub trait VirtioDevice: Send {
     /// When the ring or a request breaks the rules; the device is then stopped.
     fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error>;
 
+    /// Whether a driver that was answered on this queue mostly asks again at once, so that it is
+    /// worth a few microseconds to wait for that.
+    fn awaits_more(&self, index: usize) -> bool {
+        let _ = index;
+        false
+    }
+
     /// A descriptor in [`Active::sources`] is ready.
     ///
     /// # Errors

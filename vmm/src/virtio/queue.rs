@@ -22,7 +22,14 @@ pub struct ActiveQueue {
     taken: u32,
     /// How far the used ring was when the driver was last told of it, or need not be.
     told: u16,
+    /// How worthwhile it was to wait for more: [`HOPE`] after a success, sinks with each time in
+    /// vain, counts down from [`RETRY`] while it is not tried.
+    hope: u32,
 }
+
+/// As often may it be in vain to wait for more before it is not tried for a while.
+const HOPE: u32 = 4;
+const RETRY: u32 = 32;
 
 /// A virtqueue for someone else to work on, as the driver set it up.
 pub struct Ring {
@@ -61,6 +68,7 @@ impl ActiveQueue {
             counters,
             taken: 0,
             told: 0,
+            hope: HOPE,
         }
     }
 
@@ -238,6 +246,37 @@ impl ActiveQueue {
                 queue: index,
                 source,
             })
+    }
+
+    /// Whether the driver offers more than was taken.
+    pub(crate) fn has_more(&self, memory: &Memory) -> Result<bool, Error> {
+        let index = self.index;
+        let offered = self.ring.avail_idx(memory, Ordering::Acquire);
+        let offered = offered.map_err(|source| Error::Queue {
+            queue: index,
+            source,
+        })?;
+        Ok(offered.0 != self.ring.next_avail())
+    }
+
+    /// Whether it is likely enough that more comes at once.
+    pub(crate) fn is_worth_awaiting(&mut self) -> bool {
+        if self.hope == 0 {
+            self.hope = RETRY;
+        }
+        if self.hope > HOPE {
+            self.hope -= 1;
+            return self.hope == HOPE;
+        }
+        true
+    }
+
+    /// Remembers whether more came.
+    pub(crate) fn remember(&mut self, more: bool) {
+        self.hope = match more {
+            true => HOPE,
+            false => self.hope.saturating_sub(1),
+        };
     }
 
     /// How many chains were taken so far, modulo 2^16.

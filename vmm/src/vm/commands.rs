@@ -112,8 +112,8 @@ impl Vm {
             &mut self.images,
             build::Jail::Shut,
         )
-        .map_err(|error| error.to_string())?;
-        let slot = self.add(device).map_err(|error| error.to_string())?;
+        .map_err(|error| with_causes(&error))?;
+        let slot = self.add(device).map_err(|error| with_causes(&error))?;
         let started = self.machine.bus().start(slot);
         started.map_err(|error| {
             self.machine.bus().remove(slot);
@@ -121,4 +121,10 @@ impl Vm {
         })?;
         Ok(slot)
     }
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }

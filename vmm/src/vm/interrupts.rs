@@ -62,22 +62,20 @@ impl Interrupts {
         })
     }
 
-    /// Signals `kick` when the guest writes anything to `address`.
+    /// An eventfd that is signalled when the guest writes anything to `address`.
     ///
     /// # Errors
-    /// When KVM refuses.
-    pub fn connect_kick(&self, kick: &EventFd, address: u64) -> io::Result<()> {
+    /// When KVM refuses, or the process has no descriptor left.
+    pub fn kick(self: &Arc<Self>, address: u64) -> io::Result<Kick> {
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         self.vm
-            .register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)
-            .map_err(io::Error::from)
-    }
-
-    /// Undoes [`Interrupts::connect_kick`].
-    pub fn disconnect_kick(&self, kick: &EventFd, address: u64) {
-        // It fails only when it was not connected.
-        let _ = self
-            .vm
-            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch);
+            .register_ioevent(&event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(io::Error::from)?;
+        Ok(Kick {
+            interrupts: Arc::clone(self),
+            address,
+            event,
+        })
     }
 
     /// An eventfd that interrupts nobody.
@@ -115,6 +113,32 @@ impl Interrupts {
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::other("too many interrupt routes"))?;
         self.vm.set_gsi_routing(&routing).map_err(io::Error::from)
+    }
+}
+
+/// An address that the guest writes to, connected until this is dropped: another device may get
+/// the address then.
+pub struct Kick {
+    interrupts: Arc<Interrupts>,
+    address: u64,
+    event: Arc<EventFd>,
+}
+
+impl Kick {
+    /// Signalled by the guest.
+    pub fn event(&self) -> Arc<EventFd> {
+        Arc::clone(&self.event)
+    }
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        let address = IoEventAddress::Mmio(self.address);
+        // It fails only when it was not connected.
+        let _ = self
+            .interrupts
+            .vm
+            .unregister_ioevent(&self.event, &address, NoDatamatch);
     }
 }
 

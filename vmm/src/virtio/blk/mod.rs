@@ -355,6 +355,10 @@ impl VirtioDevice for Blk {
             })
     }
 
+    fn awaits_more(&self, _index: usize) -> bool {
+        true
+    }
+
     fn handle_queue(&mut self, _index: usize, active: &mut Active) -> Result<(), Error> {
         self.pump(active)
     }

@@ -252,6 +252,10 @@ impl VirtioDevice for Fs {
         })
     }
 
+    fn awaits_more(&self, _index: usize) -> bool {
+        true
+    }
+
     fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
         let Active {
             memory,
