@@ -189,7 +189,7 @@ fn each_call_gives_what_it_gives_on_a_disk() -> Result<()> {
     for seed in [1, 2] {
         guest.sh(&run(&format!("random /mnt {seed} 150")))?;
     }
-    guest.sh(&run("listing /mnt 2000"))?;
+    guest.sh(&run("listing /mnt 400"))?;
     Ok(())
 }
 
