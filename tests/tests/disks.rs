@@ -214,11 +214,11 @@ fn disks_that_fail_are_errors_and_no_hangs() -> Result<()> {
     // What is behind the host's device becomes shorter.
     let (slot, name) = add(&mut guest, device.path(), false, "short")?;
     guest.sh(&format!(
-        "dd if=/dev/{name} of=/dev/null bs=64k count=64 iflag=direct"
+        "dd if=/dev/{name} of=/dev/null bs=64k count=4 iflag=direct"
     ))?;
     behind.as_file().set_len(1 << 20)?;
     guest.sh(&format!(
-        "! dd if=/dev/{name} of=/dev/null bs=64k skip=32 count=1 iflag=direct"
+        "! dd if=/dev/{name} of=/dev/null bs=64k skip=48 count=1 iflag=direct"
     ))?;
     guest.sh(&format!(
         "dd if=/dev/{name} of=/dev/null bs=64k count=8 iflag=direct"

@@ -94,6 +94,7 @@ fn guest(cpus: u8, card: NetConfig) -> Result<Guest> {
     Guest::start(Plan {
         cpus,
         devices: vec![DeviceConfig::Net(card)],
+        ..Plan::default()
     })
 }
 
