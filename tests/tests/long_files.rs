@@ -57,7 +57,7 @@ impl Debian {
         };
         debian
             .guest
-            .sh("mkdir -p /debian && mount -t virtiofs debian /debian")?;
+            .sh("mkdir -p /tmp /debian && mount -t virtiofs debian /debian")?;
         for mounted in [
             "proc none /debian/proc",
             "sysfs none /debian/sys",
