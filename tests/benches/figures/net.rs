@@ -1,7 +1,7 @@
 //! The guest's network beside QEMU's: the same kernel and guest behind a card of ours and of
 //! QEMU's microvm, both moved by the monitor itself and both by the host's kernel (vhost).
 //!
-//! The guest answers on three ports: one sends back what it hears, one swallows, one gives.
+//! The guest answers on some ports: one sends back what it hears, one swallows, eight give.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ $b mount -t proc proc /proc
 $b ip addr add 10.11.0.2/24 dev eth0
 $b ip link set eth0 up
 $b nc -ll -p 9 -e /bin/swallow &
-$b nc -ll -p 19 -e /bin/give &
+for port in 20 21 22 23 24 25 26 27; do $b nc -ll -p $port -e /bin/give & done
 $b nc -ll -p 7 -e /bin/busybox cat
 ";
 const SWALLOW: &str = "#!/bin/busybox sh\nexec /bin/busybox dd of=/dev/null bs=64k 2>/dev/null\n";
@@ -179,15 +179,16 @@ fn swallow() -> Result<f64> {
 }
 
 /// How fast the guest gives so many streams at once.
-fn give(count: usize) -> Result<f64> {
+fn give(count: u16) -> Result<f64> {
+    let share = STREAM / usize::from(count);
     let start = Instant::now();
     let readers: Vec<_> = (0..count)
-        .map(|_| {
+        .map(|number| {
             thread::spawn(move || -> Result<usize> {
-                let mut stream = connect(19)?;
+                let mut stream = connect(20 + number)?;
                 let mut block = vec![0; 256 << 10];
                 let mut total = 0;
-                while total < STREAM / count {
+                while total < share {
                     match stream.read(&mut block)? {
                         0 => break,
                         read => total += read,
