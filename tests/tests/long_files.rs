@@ -161,7 +161,7 @@ mkdir -p /work/tree; cd /work/tree
 cp -a /etc /usr/share/perl5 /var/lib/dpkg .
 head -c 3000000 /dev/urandom > big; ln big hard; ln -s big soft; ln -s /nowhere dangling
 truncate -s 50M sparse; printf end >> sparse
-mkfifo pipe; mknod whiteout c 0 0
+mkfifo pipe
 touch "$(printf 'odd \n\t\377 name')" "$(head -c 255 /dev/zero | tr '\0' n)"
 install -m 6755 -o 33 -g 44 /bin/true set-ids
 setcap cap_net_raw+ep set-ids || { cp /bin/true caps; setcap cap_net_raw+ep caps; }
