@@ -65,7 +65,7 @@ impl Daemon {
         let listener = self.socket.listener().map_err(Error::Socket)?;
         let listener = UnixListener::from_std(listener).map_err(Error::Socket)?;
         let mut server = Server::new()
-            .add_listener(Listener::new(Connections(listener)))
+            .add_listener(self::listener(listener))
             .register_service(service::methods(&tasks));
         server.start().await.map_err(Error::Serve)?;
 
@@ -86,6 +86,11 @@ impl Daemon {
         let _ = tokio::time::timeout(LAST_WORDS, server.shutdown()).await;
         Ok(())
     }
+}
+
+/// A listener as ttrpc wants one.
+pub(super) fn listener(socket: UnixListener) -> Listener {
+    Listener::new(Connections(socket))
 }
 
 /// The connections to a listener, as a stream.

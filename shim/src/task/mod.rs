@@ -29,3 +29,6 @@ mod tasks;
 pub mod delete;
 pub mod info;
 mod proto;
+
+#[cfg(test)]
+mod tests;

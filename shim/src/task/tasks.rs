@@ -72,6 +72,13 @@ impl Tasks {
         }
     }
 
+    /// Those of a pod that was booted elsewhere.
+    #[cfg(test)]
+    pub(super) fn use_pod(&self, pod: Arc<Pod>) {
+        let set = self.pod.set(Ok(pod));
+        assert!(set.is_ok(), "it has one");
+    }
+
     /// The pod; the first who asks boots it.
     pub(super) async fn pod(&self) -> Result<&Arc<Pod>, Failure> {
         let pod = self.pod.get_or_init(|| self.boot()).await;

@@ -33,10 +33,20 @@ const NETWORK: &str = r#"{
     }]
 }"#;
 
+/// Whose containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Programs {
+    /// The one of this Debian: 1.6.
+    Debian,
+    /// The one of Debian's testing suite, 2.x, which `xtask/fetch-containerd` gets.
+    Testing,
+}
+
 /// A running containerd.
 pub struct Containerd {
     daemon: Daemon,
     directory: TempDir,
+    programs: Programs,
 }
 
 impl Containerd {
@@ -45,6 +55,18 @@ impl Containerd {
     /// # Errors
     /// When it does not come to answer.
     pub fn start() -> Result<Self> {
+        Self::start_from(Programs::Debian)
+    }
+
+    /// Starts one of these programs, in a directory of its own.
+    ///
+    /// # Errors
+    /// When it does not come to answer.
+    pub fn start_from(programs: Programs) -> Result<Self> {
+        ensure!(
+            programs == Programs::Debian || std::env::var_os("BULKHEAD_CONTAINERD").is_some(),
+            "BULKHEAD_CONTAINERD is not set: run the system tests by `make test`"
+        );
         let directory = store()?;
         let path = directory.path();
         let config = path.join("config.toml");
@@ -53,19 +75,42 @@ impl Containerd {
         let network = NETWORK.replace("DIRECTORY", &path.to_string_lossy());
         fs::write(path.join("cni/10-pods.conflist"), network)?;
 
-        let mut command = Command::new("containerd");
-        command
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", search_path()?);
-        let daemon = Daemon::start(command, &path.join("containerd.log"))?;
-        let mut containerd = Self { daemon, directory };
-        until("containerd's answer", || {
-            containerd.daemon.is_alive()?;
-            Ok(containerd.ctr(&["version"])?.status == 0)
-        })
-        .with_context(|| containerd.logs())?;
+        let daemon = programs.daemon(path)?;
+        let mut containerd = Self {
+            daemon,
+            directory,
+            programs,
+        };
+        containerd.answers()?;
         Ok(containerd)
+    }
+
+    /// Kills it, and leaves its containers to themselves.
+    ///
+    /// # Errors
+    /// When it has ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        self.daemon.is_alive()?;
+        self.daemon.child.kill()?;
+        self.daemon.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again, where it was.
+    ///
+    /// # Errors
+    /// When it does not come to answer.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon = self.programs.daemon(self.path())?;
+        self.answers()
+    }
+
+    fn answers(&mut self) -> Result<()> {
+        let answered = until("containerd's answer", || {
+            self.daemon.is_alive()?;
+            Ok(self.ctr(&["version"])?.status == 0)
+        });
+        answered.with_context(|| self.logs())
     }
 
     /// Imports images into a namespace.
@@ -85,10 +130,14 @@ impl Containerd {
     /// # Errors
     /// When it does not end.
     pub fn ctr(&self, args: &[&str]) -> Result<super::command::Done> {
-        run(Command::new("ctr")
-            .arg("--address")
-            .arg(self.socket())
-            .args(args))
+        run(&mut self.command(args))
+    }
+
+    /// A command of ctr, to be run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.programs.program("ctr"));
+        command.arg("--address").arg(self.socket()).args(args);
+        command
     }
 
     /// Where it listens.
@@ -112,6 +161,27 @@ impl Drop for Containerd {
         self.daemon.stop();
         let _ = run(Command::new("ip").args(["link", "delete", "clients0"]));
         unmount_below(self.path());
+    }
+}
+
+impl Programs {
+    fn daemon(self, directory: &Path) -> Result<Daemon> {
+        let mut command = Command::new(self.program("containerd"));
+        command
+            .arg("--config")
+            .arg(directory.join("config.toml"))
+            .env("PATH", search_path()?);
+        Daemon::start(command, &directory.join("containerd.log"))
+    }
+
+    fn program(self, name: &str) -> PathBuf {
+        match self {
+            Self::Debian => name.into(),
+            Self::Testing => {
+                let directory = std::env::var_os("BULKHEAD_CONTAINERD").unwrap_or_default();
+                Path::new(&directory).join(name)
+            }
+        }
     }
 }
 
@@ -178,7 +248,8 @@ impl Daemon {
     /// Starts it, with its output in a file.
     pub(super) fn start(mut command: Command, log: &Path) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let log = fs::File::create(log)?;
+        let mut options = fs::File::options();
+        let log = options.append(true).create(true).open(log)?;
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -8,6 +8,7 @@
 mod labs;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -87,6 +88,8 @@ fn system(project: &Project) -> Result<()> {
     let (_, mut tests) = system_tests(project)?;
     // The stories of its containers that need what the lab has.
     tests.extend(executables(project, "agent", "test")?);
+    let containerd = project.cache.join("containerd-testing");
+    run(Command::new(project.root.join("xtask/fetch-containerd")).arg(&containerd))?;
     let place = Place::find(project)?;
     place.announce("the system tests");
     let command = |programs: &[PathBuf]| {
@@ -95,7 +98,8 @@ fn system(project: &Project) -> Result<()> {
             .args(["-c", RUN_EACH, "sh"])
             .args(programs)
             .current_dir(&project.root)
-            .env("BULKHEAD_PREFIX", project.prefix());
+            .env("BULKHEAD_PREFIX", project.prefix())
+            .env("BULKHEAD_CONTAINERD", containerd.join("bin"));
         command
     };
     match place {
