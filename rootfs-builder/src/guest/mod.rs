@@ -71,7 +71,7 @@ pub fn tree(agent: &Path) -> Result<Tree, Error> {
 ///
 /// See [`Error`]; each names the file that it is about.
 pub fn write_erofs(agent: &Path, image: &Path) -> Result<(), Error> {
-    Ok(erofs::Builder::new(UUID).build(&tree(agent)?, image)?)
+    Ok(erofs::build(&tree(agent)?, UUID, image)?)
 }
 
 /// Writes the guest image around `agent` as an initramfs, an uncompressed cpio archive.
