@@ -9,6 +9,7 @@
 //! - [`network`]: the pod's network namespace and the guest's cards in it.
 //! - [`host`]: what the host is, as far as it concerns virtual machines.
 //! - [`task`]: what containerd calls: the shim's commands and its Task service.
+//! - [`image`]: container images by their names, and what is run of them.
 //! - [`id`]: the names that people give.
 //! - [`log`]: log lines in the forms that callers read.
 //! - [`text`]: text of strangers, made fit for a terminal.
@@ -20,6 +21,7 @@ pub mod bundle;
 pub mod container;
 pub mod host;
 pub mod id;
+pub mod image;
 pub mod log;
 pub mod network;
 pub mod task;

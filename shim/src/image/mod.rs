@@ -1,0 +1,18 @@
+//! Container images by the names that people give them, and what is run of them.
+//!
+//! - [`location`]: what a name says about where an image is.
+//! - [`pull`]: from there into the store.
+//! - [`registry`] and [`credentials`]: the way to registries.
+//! - [`spec`] and [`users`]: an image's configuration and the command line become a container's.
+
+pub mod location;
+pub mod pull;
+
+pub mod credentials;
+pub mod registry;
+
+pub mod spec;
+pub mod users;
+
+pub use location::Location;
+pub use pull::{Access, Event, pull};
