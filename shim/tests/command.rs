@@ -38,6 +38,10 @@ fn the_help_texts_are_the_golden_ones() {
     assert_golden("help.txt", &bulkhead(&["--help"]).stdout);
     assert_golden("help-run.txt", &bulkhead(&["run", "--help"]).stdout);
     assert_golden("help-check.txt", &bulkhead(&["check", "--help"]).stdout);
+    for command in ["pull", "images", "rmi", "prune"] {
+        let help = bulkhead(&[command, "--help"]).stdout;
+        assert_golden(&format!("help-{command}.txt"), &help);
+    }
 }
 
 /// The one line with which `args` are refused.
@@ -71,7 +75,7 @@ const CONFIG: &str = r#"{"ociVersion": "1.0.2", "root": {"path": "rootfs"},
 
 #[test]
 fn a_bad_name_is_refused_in_one_line() {
-    assert!(refusal(&["run", "a/b"]).contains("invalid container ID \"a/b\""));
+    assert!(refusal(&["run", "-b", ".", "a/b"]).contains("invalid container ID \"a/b\""));
     assert!(refusal(&["run", "--namespace", "a b", "x"]).contains("invalid"));
 }
 
@@ -129,7 +133,16 @@ fn an_error_is_in_the_log_as_callers_read_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("log.json");
     let path = log.to_string_lossy();
-    let output = bulkhead(&["--log", &path, "--log-format", "json", "run", "a/b"]);
+    let output = bulkhead(&[
+        "--log",
+        &path,
+        "--log-format",
+        "json",
+        "run",
+        "-b",
+        ".",
+        "a/b",
+    ]);
     assert_eq!(output.status.code(), Some(125));
     let line = fs::read_to_string(&log).expect("written");
     let record: serde_json::Value = serde_json::from_str(&line).expect("one record");

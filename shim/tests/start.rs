@@ -14,7 +14,7 @@ use shim::{
     bundle::Bundle,
     id::{ContainerId, Namespace},
     pod::{self, Event, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
-    sandbox::{Error, Files, Plan, Purpose, Sandbox, Size, Trace},
+    sandbox::{Error, Files, Media, Plan, Purpose, Sandbox, Size, Trace},
 };
 
 /// The tests look at this process's children, so they take turns.
@@ -64,6 +64,7 @@ impl Host {
                 memory_mib: 64,
             },
             purpose: Purpose::Containers,
+            media: Media::default(),
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
         }

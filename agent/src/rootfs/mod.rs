@@ -266,6 +266,10 @@ enum Writes {
 fn block(device: &str, filesystem: &str, writes: Writes) -> Result<OwnedFd, Error> {
     let read_only = writes == Writes::Never || mounts::is_read_only(device);
     let mut options = vec![("source", Some(device))];
+    if filesystem == "erofs" && device.starts_with("/dev/pmem") {
+        // What is memory already is not copied into the guest's.
+        options.push(("dax", Some("always")));
+    }
     let mut attr = 0;
     if read_only {
         // The file system must know it as well: the kernel opens the device as it asks.

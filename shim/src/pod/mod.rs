@@ -21,7 +21,7 @@ use protocol::agent::{
     CloseStdinRequest, ConfigureGuestResponse, ContainerStatsRequest, ContainerStatsResponse,
     CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, ListProcessesRequest,
     ListProcessesResponse, NextEventsRequest, PauseContainerRequest, ResizeTerminalRequest,
-    RootFilesystem, SignalProcessRequest, StartProcessRequest, UpdateContainerRequest,
+    SignalProcessRequest, StartProcessRequest, UpdateContainerRequest,
 };
 use serde_json::{Map, Value};
 use tokio::{
@@ -37,7 +37,7 @@ mod root;
 pub use error::{Error, Kind};
 pub use event::Event;
 pub use process::{Ending, ExecId, Exit, ProcessId, Status, Stdio};
-pub use root::{Mount, Root};
+pub use root::{Mount, Root, Upper};
 
 use self::process::{Process, watch};
 use crate::{
@@ -176,7 +176,7 @@ impl Pod {
             ..Default::default()
         };
         if !new.placeholder {
-            request.root = Some(guest_root(places.root)).into();
+            request.root = Some(new.root.for_guest(places.root)).into();
             request.streams = Some(wiring.names()).into();
         }
         // The agent does one after the other, and waits for the streams that the request names:
@@ -799,12 +799,6 @@ async fn put(place: &mut Place, new: &NewContainer) -> Result<Places, Error> {
         }
     }
     Ok(places)
-}
-
-fn guest_root(path: String) -> RootFilesystem {
-    let mut root = RootFilesystem::new();
-    root.set_path(path);
-    root
 }
 
 /// Tells of every container in which a process was killed for want of memory.

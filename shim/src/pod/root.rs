@@ -11,6 +11,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
+use protocol::agent::{Layer, LayeredRoot, RootFilesystem};
+
 use super::Error;
 use crate::{
     bundle::Bundle,
@@ -28,6 +30,17 @@ pub enum Root {
     Bundle,
     /// File systems of the host to be mounted, one after the other.
     Mounts(Vec<Mount>),
+    /// The machine's first image, under a layer that takes the writes.
+    Image(Upper),
+}
+
+/// Where the writes to an image go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upper {
+    /// Into the guest's memory.
+    Memory,
+    /// Onto the machine's first disk, which has a file system of this type.
+    Disk(String),
 }
 
 /// A file system to be mounted, as containerd describes one.
@@ -61,7 +74,33 @@ impl Root {
                 }
                 Ok(guest)
             }
+            // Nothing of it is in the shared tree.
+            Self::Image(_) => Ok("/".to_owned()),
         }
+    }
+
+    /// How the guest is told of it, whose path for it is `path`.
+    pub(super) fn for_guest(&self, path: String) -> RootFilesystem {
+        let mut root = RootFilesystem::new();
+        match self {
+            Self::Bundle | Self::Mounts(_) => root.set_path(path),
+            Self::Image(upper) => {
+                let mut layers = LayeredRoot {
+                    layers: vec![Layer {
+                        source: "/dev/pmem1".to_owned(),
+                        filesystem: "erofs".to_owned(),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                };
+                if let Upper::Disk(filesystem) = upper {
+                    layers.upper_device = "/dev/vda".to_owned();
+                    layers.upper_filesystem.clone_from(filesystem);
+                }
+                root.set_layers(layers);
+            }
+        }
+        root
     }
 }
 

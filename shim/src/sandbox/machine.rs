@@ -29,6 +29,15 @@ pub struct Size {
     pub memory_mib: u64,
 }
 
+/// Files of the host that the machine has as memory and as disks.
+#[derive(Debug, Default)]
+pub struct Media {
+    /// Read-only images, shared by all machines that have them: `/dev/pmem1` and so on.
+    pub images: Vec<OwnedFd>,
+    /// Disks of this machine's own: `/dev/vda` and so on.
+    pub disks: Vec<OwnedFd>,
+}
+
 /// The host's ends of what the machine is wired to, and the descriptors it is made from.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -38,6 +47,7 @@ pub(super) struct Parts {
     pub(super) ready: OwnedFd,
     /// The top of the shared tree.
     pub(super) shared: Option<OwnedFd>,
+    pub(super) media: Media,
 }
 
 /// Gives the parts to `launch` and returns the configuration that names them.
@@ -57,6 +67,21 @@ pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig
             read_only: false,
         });
     }
+    devices.extend(
+        parts
+            .media
+            .images
+            .into_iter()
+            .map(|image| DeviceConfig::Pmem {
+                file: launch.pass(image),
+                read_only: true,
+            }),
+    );
+    devices.extend(parts.media.disks.into_iter().map(|disk| DeviceConfig::Blk {
+        disk: launch.pass(disk),
+        read_only: false,
+        serial: String::new(),
+    }));
     devices.push(DeviceConfig::Rng {
         // Opened by the launch, before the jail is shut.
         source: Resource::Path("/dev/urandom".into()),

@@ -34,7 +34,7 @@ mod trace;
 mod vmm;
 
 pub use console::Console;
-pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Size, cmdline};
+pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Media, Size, cmdline};
 pub use resources::{Error as ResourceError, Files, Resources, open_directory, open_kvm};
 pub use shared::{Error as SharedError, Given, Place, ReadOnly, SharedTree};
 pub use state::{Error as StateError, Made, StateDir};
@@ -75,6 +75,8 @@ pub struct Plan {
     pub size: Size,
     /// What for.
     pub purpose: Purpose,
+    /// Files of the host that it has as memory and as disks.
+    pub media: Media,
     /// The guest's host name.
     pub hostname: String,
     /// How long the guest may take to boot.
@@ -228,6 +230,7 @@ impl Sandbox {
             vsock: vsock.into(),
             ready: theirs.into(),
             shared: top.map_err(make("a descriptor"))?,
+            media: plan.media,
             resources,
         };
         let config = machine::compose(&mut launch, plan.size, parts);

@@ -14,7 +14,7 @@ use crate::{
     bundle::{self, Bundle},
     id::{ContainerId, Namespace},
     pod::{self, Pod, PodPlan},
-    sandbox::{Files, Purpose, Trace},
+    sandbox::{Files, Media, Purpose, Trace},
     text::chain,
 };
 
@@ -50,6 +50,7 @@ pub(super) async fn pod(
         files: Files::beside_program(),
         size,
         purpose: Purpose::Containers,
+        media: Media::default(),
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         deadline: DEADLINE,
     };

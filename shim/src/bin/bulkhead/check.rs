@@ -8,7 +8,7 @@ use shim::{
     container::Signals,
     host::Host,
     id::{ContainerId, Namespace},
-    sandbox::{Plan, Purpose, Sandbox, Size, Trace, open_kvm},
+    sandbox::{Media, Plan, Purpose, Sandbox, Size, Trace, open_kvm},
     text,
 };
 use vmm::probe::{API_VERSION, Offer, Speed};
@@ -166,6 +166,7 @@ fn guest(global: &Global, args: &CheckArgs) -> anyhow::Result<Finding> {
             memory_mib: MEMORY_MIB,
         },
         purpose: Purpose::Probe,
+        media: Media::default(),
         hostname: "check".to_owned(),
         deadline: Duration::from_secs(args.files.start_timeout),
     };

@@ -9,8 +9,14 @@ use clap::Parser;
 
 mod check;
 mod cli;
+mod images;
 mod log;
+mod prune;
+mod pull;
+mod rmi;
 mod run;
+mod run_image;
+mod store;
 
 use cli::{Cli, Command};
 
@@ -23,6 +29,10 @@ fn main() -> ExitCode {
     let outcome = log::start(&cli.global).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&cli.global, &args, &trace),
         Command::Check(args) => check::check(&cli.global, &args),
+        Command::Pull(args) => pull::pull(&args),
+        Command::Images(args) => images::images(&args),
+        Command::Rmi(args) => rmi::rmi(&args),
+        Command::Prune(args) => prune::prune(&args),
     });
     match outcome {
         Ok(status) => ExitCode::from(status),

@@ -1,4 +1,4 @@
-//! `bulkhead run`: one container, from the bundle to its exit status.
+//! `bulkhead run`: one container, from the bundle or image to its exit status.
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, pin::pin, time::Duration};
 
@@ -9,10 +9,13 @@ use shim::{
     container::{Signals, Terminal},
     id::{ContainerId, Namespace},
     pod::{self, NewContainer, Pod, PodPlan, ProcessId, Root, Stdio},
-    sandbox::{Purpose, Trace},
+    sandbox::{Media, Purpose, Size, Trace},
 };
 
-use super::cli::{Global, RunArgs};
+use super::{
+    cli::{Global, RunArgs},
+    run_image,
+};
 
 /// A signal that came before everything was started.
 #[derive(Debug, thiserror::Error)]
@@ -22,51 +25,103 @@ pub(crate) struct Interrupted(pub(crate) Signal);
 /// Runs the container and returns its exit status.
 pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Result<u8> {
     let reading = trace.span("config read");
-    let id = ContainerId::parse(&args.id)?;
     let namespace = Namespace::parse(&args.namespace)?;
-    let bundle = Bundle::load(&args.bundle)?;
-    let plan = plan(global, args, (namespace, id.clone()), &bundle)?;
-    let terminal = match bundle.terminal() {
-        true => Some(Terminal::find()?),
-        false => None,
+    let Some(path) = &args.bundle else {
+        let mut image = run_image::prepare(&global.root, args)?;
+        let size = size(&image.bundle, bundle::SizeRequest::default())?;
+        let mut plan = plan(
+            global,
+            args,
+            (namespace, image.id.clone()),
+            &image.bundle,
+            size,
+        );
+        plan.size.memory_mib += image.overhead_mib;
+        plan.media = std::mem::take(&mut image.media);
+        let stdin = match args.image_flags.interactive {
+            true => Stdin::Inherited,
+            false => Stdin::Nothing,
+        };
+        // What keeps the bundle's files stays here until the container is over.
+        let (bundle, root) = (image.bundle, Root::Image(image.upper));
+        let _place = image.place;
+        let job = Job::new(plan, bundle, root, stdin, args)?;
+        drop(reading);
+        return job.finish(trace);
     };
+    let id = ContainerId::parse(&args.target)?;
+    let bundle = Bundle::load(path)?;
+    let request = bundle::SizeRequest {
+        memory_mib: args.memory.map(|memory| memory.0 >> 20),
+        cpus: args.cpus.map(|cpus| cpus.0.div_ceil(1000)),
+    };
+    let size = size(&bundle, request)?;
+    let plan = plan(global, args, (namespace, id), &bundle, size);
+    let job = Job::new(plan, bundle, Root::Bundle, Stdin::Inherited, args)?;
     drop(reading);
-    let job = Job {
-        plan,
-        id,
-        bundle,
-        terminal,
-        trace_to: args.trace.clone(),
-    };
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(job.run(trace))
+    job.finish(trace)
+}
+
+/// What the container reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stdin {
+    Inherited,
+    Nothing,
 }
 
 /// Everything that was read and checked.
 struct Job {
     plan: PodPlan,
-    id: ContainerId,
     bundle: Bundle,
+    root: Root,
+    stdin: Stdin,
     terminal: Option<Terminal>,
     trace_to: Option<Option<PathBuf>>,
 }
 
 impl Job {
+    fn new(
+        plan: PodPlan,
+        bundle: Bundle,
+        root: Root,
+        stdin: Stdin,
+        args: &RunArgs,
+    ) -> anyhow::Result<Self> {
+        let terminal = match bundle.terminal() {
+            true => Some(Terminal::find()?),
+            false => None,
+        };
+        Ok(Self {
+            plan,
+            bundle,
+            root,
+            stdin,
+            terminal,
+            trace_to: args.trace.clone(),
+        })
+    }
+
+    /// Runs it to its end.
+    fn finish(self, trace: &Trace) -> anyhow::Result<u8> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?
+            .block_on(self.run(trace))
+    }
+
     async fn run(self, trace: &Trace) -> anyhow::Result<u8> {
         let mut signals = Signals::catch().context("cannot catch signals")?;
         let new = NewContainer {
-            id: self.id.clone(),
+            id: self.plan.id.clone(),
             bundle: self.bundle,
-            root: Root::Bundle,
-            stdio: inherited().context("cannot relay the standard streams")?,
+            root: self.root,
+            stdio: streams(self.stdin).context("cannot relay the standard streams")?,
             terminal_size: self.terminal.as_ref().and_then(Terminal::size),
             pid: None,
             placeholder: false,
         };
-        let first = ProcessId::first(self.id);
+        let first = ProcessId::first(self.plan.id.clone());
         let starting = async {
             let pod = Pod::start(self.plan, trace).await?;
             pod.create(new).await?;
@@ -94,9 +149,12 @@ impl Job {
 
 /// This process's own streams. A file or pipe is duplicated, so that what the container's streams
 /// do at their end is not done to ours.
-fn inherited() -> io::Result<Stdio> {
+fn streams(stdin: Stdin) -> io::Result<Stdio> {
     Ok(Stdio {
-        stdin: Some(io::stdin().as_fd().try_clone_to_owned()?),
+        stdin: match stdin {
+            Stdin::Inherited => Some(io::stdin().as_fd().try_clone_to_owned()?),
+            Stdin::Nothing => None,
+        },
         stdout: Some(io::stdout().as_fd().try_clone_to_owned()?),
         stderr: Some(io::stderr().as_fd().try_clone_to_owned()?),
         ..Stdio::default()
@@ -161,28 +219,30 @@ fn keep_trace(pod: &Pod, to: Option<&Option<PathBuf>>) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn size(bundle: &Bundle, request: bundle::SizeRequest) -> anyhow::Result<Size> {
+    let host_mib = sysinfo()
+        .context("cannot read the host's memory")?
+        .ram_total()
+        >> 20;
+    Ok(bundle::size(bundle.spec(), request, host_mib)?)
+}
+
 fn plan(
     global: &Global,
     args: &RunArgs,
     (namespace, id): (Namespace, ContainerId),
     bundle: &Bundle,
-) -> anyhow::Result<PodPlan> {
-    let request = bundle::SizeRequest {
-        memory_mib: args.memory,
-        cpus: args.cpus,
-    };
-    let host_mib = sysinfo()
-        .context("cannot read the host's memory")?
-        .ram_total()
-        >> 20;
-    Ok(PodPlan {
+    size: Size,
+) -> PodPlan {
+    PodPlan {
         state_root: global.root.clone(),
         namespace,
         id,
         files: args.files.files(),
-        size: bundle::size(bundle.spec(), request, host_mib)?,
+        size,
         purpose: Purpose::Containers,
+        media: Media::default(),
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         deadline: Duration::from_secs(args.files.start_timeout),
-    })
+    }
 }
