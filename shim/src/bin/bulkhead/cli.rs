@@ -106,12 +106,11 @@ pub(crate) struct RunArgs {
     #[arg(
         value_name = "COMMAND",
         trailing_var_arg = true,
-        allow_hyphen_values = true,
-        conflicts_with = "bundle"
+        allow_hyphen_values = true
     )]
     pub(crate) command: Vec<String>,
     /// Directory with config.json and the root file system
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = OF_IMAGES)]
     pub(crate) bundle: Option<PathBuf>,
     /// Group that the container belongs to
     #[arg(long, value_name = "NAME", default_value = "default")]
@@ -131,9 +130,36 @@ pub(crate) struct RunArgs {
     pub(crate) trace: Option<Option<PathBuf>>,
 }
 
+/// What makes no sense with a bundle.
+const OF_IMAGES: [&str; 24] = [
+    "command",
+    "interactive",
+    "tty",
+    "rm",
+    "name",
+    "volume",
+    "tmpfs",
+    "env",
+    "env_file",
+    "workdir",
+    "user",
+    "entrypoint",
+    "hostname",
+    "read_only",
+    "cap_add",
+    "cap_drop",
+    "storage_opt",
+    "network",
+    "publish",
+    "pull",
+    "creds",
+    "authfile",
+    "tls_verify",
+    "image_root",
+];
+
 /// Flags of `bulkhead run IMAGE`; a bundle says all of it itself.
 #[derive(Debug, Args)]
-#[group(conflicts_with = "bundle")]
 #[command(next_help_heading = "Options with an image")]
 pub(crate) struct ImageRunArgs {
     /// Keep standard input open
