@@ -69,6 +69,7 @@ impl Shim {
                 memory_mib: 64,
             },
             purpose: Purpose::Containers,
+            media: crate::sandbox::Media::default(),
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
         };

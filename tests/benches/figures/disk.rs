@@ -74,7 +74,7 @@ fn image(dir: &Path, count: u64) -> Result<std::path::PathBuf> {
         },
     )?;
     let image = dir.join(format!("guest-{count}.img"));
-    erofs::Builder::new([0; 16]).build(&tree, &image)?;
+    erofs::build(&tree, [0; 16], &image)?;
     Ok(image)
 }
 

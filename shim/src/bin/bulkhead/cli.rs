@@ -122,12 +122,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<Cpus>,
     #[command(flatten)]
-    pub(crate) image_flags: ImageRunArgs,
-    #[command(flatten)]
     pub(crate) files: FileArgs,
     /// Show where the start's time went, on stderr, or as JSON in FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) trace: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    pub(crate) image_flags: ImageRunArgs,
 }
 
 /// What makes no sense with a bundle.

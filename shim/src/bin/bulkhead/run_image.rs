@@ -4,7 +4,7 @@ use std::{
     env,
     fs::{self, File},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -256,7 +256,10 @@ impl Place {
     fn make(state_root: &Path) -> anyhow::Result<Self> {
         let all = state_root.join("bundles");
         let make = || {
-            fs::create_dir_all(&all)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&all)?;
             clear_leftovers(&all);
             let path = tempfile::Builder::new().prefix("").tempdir_in(&all)?.keep();
             let lock = Flock::lock(File::open(&path)?, FlockArg::LockExclusiveNonblock)

@@ -231,6 +231,6 @@ fn image(dir: &Path, script: &str) -> Result<PathBuf> {
         program(&format!("{to}/{name}"), path)?;
     }
     let image = dir.join("bench.img");
-    erofs::Builder::new([0; 16]).build(&tree, &image)?;
+    erofs::build(&tree, [0; 16], &image)?;
     Ok(image)
 }
