@@ -318,7 +318,7 @@ pub(super) async fn watch(
     let status = match &ended {
         Ok(ended) => status_of(ended),
         Err(error) => {
-            tracing::warn!(process = %process.id, error = crate::text::chain(error), "the end of a process was not seen");
+            tell_of(&process.id, error);
             KILLED
         }
     };
@@ -336,6 +336,17 @@ pub(super) async fn watch(
     process.becomes(Status::Stopped(exit));
     // Without listeners nobody needs to know.
     let _ = events.send(Event::Exit { process: id, exit });
+}
+
+/// The machine's death is told by the face, once for all processes.
+fn tell_of(process: &ProcessId, error: &sandbox::Error) {
+    let error_chain = crate::text::chain(error);
+    match error {
+        sandbox::Error::Death { .. } => {
+            tracing::debug!(%process, error = error_chain, "the end of a process was not seen");
+        }
+        _ => tracing::warn!(%process, error = error_chain, "the end of a process was not seen"),
+    }
 }
 
 /// A guest may say any number; a status has eight bits.
