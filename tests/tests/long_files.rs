@@ -71,7 +71,7 @@ impl Debian {
             .sh("mkdir -p /debian/dev/shm && mount -t tmpfs none /debian/dev/shm")?;
         debian
             .guest
-            .sh("ip link set lo up; mkdir -p /debian/work /debian/run/postgresql")?;
+            .sh("ip link set lo up; mkdir -p /debian/srv /debian/run/postgresql")?;
         Ok(debian)
     }
 
@@ -106,14 +106,14 @@ fn git_clones_and_checks_a_repository() -> Result<()> {
     let printed = debian.run(
         r#"
 git config --global user.name Tester; git config --global user.email t@localhost
-mkdir /work/one; cd /work/one; git init -q .
+mkdir /srv/one; cd /srv/one; git init -q .
 for i in $(seq 5); do
     mkdir -p d$i/e; for j in $(seq 30); do seq $((i * j)) > d$i/e/f$j; done
     ln -s f1 d$i/e/link; chmod +x d$i/e/f2
     git add -A; git commit -qm "commit $i"
 done
-git clone -q file:///work/one /work/two
-cd /work/two
+git clone -q file:///srv/one /srv/two
+cd /srv/two
 git fsck --full --strict
 [ -z "$(git status --porcelain)" ]
 git checkout -q -b side HEAD~2; git mv d1 moved; git commit -qam moved
@@ -131,7 +131,7 @@ fn sqlite_loses_nothing_that_it_confirmed_when_it_is_killed() -> Result<()> {
     for mode in ["delete", "wal", "truncate"] {
         debian.run(&format!(
             r#"
-cd /work; rm -f db*
+cd /srv; rm -f db*
 sqlite3 db 'pragma journal_mode={mode}; create table t(i integer primary key, x);' > /dev/null
 for round in 1 2 3; do
     from=$(sqlite3 db 'select coalesce(max(i), 0) + 1 from t')
@@ -157,7 +157,7 @@ fn copies_of_a_tree_are_the_same_in_every_byte_and_attribute() -> Result<()> {
     let mut debian = Debian::start()?;
     debian.run(
         r#"
-mkdir -p /work/tree; cd /work/tree
+mkdir -p /srv/tree; cd /srv/tree
 cp -a /etc /usr/share/perl5 /var/lib/dpkg .
 head -c 3000000 /dev/urandom > big; ln big hard; ln -s big soft; ln -s /nowhere dangling
 truncate -s 50M sparse; printf end >> sparse
@@ -169,26 +169,26 @@ setfattr -n user.note -v 'a value' big; setfacl -m u:33:rw,g:44:r big
 mkdir acl; setfacl -d -m u:33:rwx acl; touch acl/inherits; chmod 3777 acl
 touch -d '1999-12-31 23:59:59.123456789' big; chown 4000000:5000000 soft -h
 
-rsync -aHAX --sparse /work/tree/ /work/by-rsync/
-differ=$(rsync -aHAXin --checksum --delete /work/tree/ /work/by-rsync/)
+rsync -aHAX --sparse /srv/tree/ /srv/by-rsync/
+differ=$(rsync -aHAXin --checksum --delete /srv/tree/ /srv/by-rsync/)
 [ -z "$differ" ] || { echo "$differ"; exit 1; }
 
 tar --acls --xattrs --xattrs-include='*' --sparse -cf /run/tree.tar .
-mkdir /work/by-tar
-tar --acls --xattrs --xattrs-include='*' -xpf /run/tree.tar -C /work/by-tar
-differ=$(rsync -aHAXin --checksum --delete /work/tree/ /work/by-tar/)
+mkdir /srv/by-tar
+tar --acls --xattrs --xattrs-include='*' -xpf /run/tree.tar -C /srv/by-tar
+differ=$(rsync -aHAXin --checksum --delete /srv/tree/ /srv/by-tar/)
 [ -z "$differ" ] || { echo "$differ"; exit 1; }
 
 # To the guest's memory, another file system, and back.
-mkdir /run/there; rsync -aHAX --sparse /work/tree/ /run/there/
-rsync -aHAX --sparse /run/there/ /work/back/
-differ=$(rsync -aHAXin --checksum --delete /work/tree/ /work/back/)
+mkdir /run/there; rsync -aHAX --sparse /srv/tree/ /run/there/
+rsync -aHAX --sparse /run/there/ /srv/back/
+differ=$(rsync -aHAXin --checksum --delete /srv/tree/ /srv/back/)
 [ -z "$differ" ] || { echo "$differ"; exit 1; }
-[ "$(stat -c %i /work/back/big)" = "$(stat -c %i /work/back/hard)" ]
-[ "$(stat -c %b /work/back/sparse)" -lt 1000 ]
-getcap -r /work/back | grep -c cap_net_raw
-rm -rf /work/tree /work/by-rsync /work/by-tar /work/back
-[ -z "$(ls /work)" ]
+[ "$(stat -c %i /srv/back/big)" = "$(stat -c %i /srv/back/hard)" ]
+[ "$(stat -c %b /srv/back/sparse)" -lt 1000 ]
+getcap -r /srv/back | grep -c cap_net_raw
+rm -rf /srv/tree /srv/by-rsync /srv/by-tar /srv/back
+[ -z "$(ls /srv)" ]
 "#,
     )?;
     Ok(())
@@ -199,20 +199,20 @@ fn apt_installs_and_removes_a_local_package() -> Result<()> {
     let mut debian = Debian::start()?;
     debian.run(
         r#"
-mkdir -p /work/p/DEBIAN /work/p/usr/bin /work/p/etc
-cat > /work/p/DEBIAN/control <<END
+mkdir -p /srv/p/DEBIAN /srv/p/usr/bin /srv/p/etc
+cat > /srv/p/DEBIAN/control <<END
 Package: bulkhead-probe
 Version: 1.0
 Architecture: all
 Maintainer: nobody <nobody@localhost>
 Description: a package to install
 END
-echo /etc/probe.conf > /work/p/DEBIAN/conffiles; echo setting > /work/p/etc/probe.conf
-printf '#!/bin/sh\necho probed\n' > /work/p/usr/bin/probe; chmod 755 /work/p/usr/bin/probe
-printf '#!/bin/sh\nset -e\nadduser --system --no-create-home probe\n' > /work/p/DEBIAN/postinst
-chmod 755 /work/p/DEBIAN/postinst
-dpkg-deb --root-owner-group --build /work/p /work/probe.deb
-apt-get install -y --no-install-recommends /work/probe.deb
+echo /etc/probe.conf > /srv/p/DEBIAN/conffiles; echo setting > /srv/p/etc/probe.conf
+printf '#!/bin/sh\necho probed\n' > /srv/p/usr/bin/probe; chmod 755 /srv/p/usr/bin/probe
+printf '#!/bin/sh\nset -e\nadduser --system --no-create-home probe\n' > /srv/p/DEBIAN/postinst
+chmod 755 /srv/p/DEBIAN/postinst
+dpkg-deb --root-owner-group --build /srv/p /srv/probe.deb
+apt-get install -y --no-install-recommends /srv/probe.deb
 [ "$(probe)" = probed ]; id probe; dpkg -V bulkhead-probe; dpkg --audit
 apt-get purge -y bulkhead-probe
 [ ! -e /usr/bin/probe ] && [ ! -e /etc/probe.conf ]; dpkg --audit
@@ -227,29 +227,29 @@ fn postgresql_recovers_when_it_is_killed_under_load() -> Result<()> {
     debian.run(
         r#"
 bin=$(echo /usr/lib/postgresql/*/bin); chown postgres /run/postgresql
-install -d -o postgres -m 700 /work/data
+install -d -o postgres -m 700 /srv/data
 as() { setpriv --reuid postgres --regid postgres --clear-groups "$@"; }
-as $bin/initdb -D /work/data -N > /dev/null
-start() { as $bin/pg_ctl -D /work/data -w -t 300 -l /work/data/log start > /dev/null; }
+as $bin/initdb -D /srv/data -N > /dev/null
+start() { as $bin/pg_ctl -D /srv/data -w -t 300 -l /srv/data/log start > /dev/null; }
 sql() { as psql -qtAX -d postgres -c "$1"; }
 start
 sql 'create table t(i int primary key, x text)'
 for round in 1 2; do
     from=$(sql 'select coalesce(max(i), 0) + 1 from t')
     seq $from 1000000 | sed 's/.*/insert into t values(&, md5(random()::text)); select &;/' |
-        as psql -qtAX -d postgres > /work/confirmed 2> /dev/null &
+        as psql -qtAX -d postgres > /srv/confirmed 2> /dev/null &
     sleep 8
     pkill -9 -u postgres postgres; wait || true
-    rm -f /work/data/postmaster.pid
+    rm -f /srv/data/postmaster.pid
     start
-    last=$(grep -x '[0-9]*' /work/confirmed | tail -n 1)
+    last=$(grep -x '[0-9]*' /srv/confirmed | tail -n 1)
     in=$(sql 'select max(i) from t')
     echo "confirmed ${last:-none}, found $in"
     [ "$in" -ge "${last:-0}" ] && [ "$in" -gt "$from" ]
     [ "$(sql 'select count(*) from t')" = "$in" ]
     sql 'vacuum full t; reindex table t; checkpoint'
 done
-as $bin/pg_ctl -D /work/data -m fast stop > /dev/null
+as $bin/pg_ctl -D /srv/data -m fast stop > /dev/null
 "#,
     )?;
     Ok(())
@@ -260,7 +260,7 @@ fn a_hundred_thousand_names_are_in_one_directory() -> Result<()> {
     let mut debian = Debian::start()?;
     scratch::program(env!("CARGO_BIN_EXE_fs-check"), &debian.merged.join("work"))?;
     let printed =
-        debian.run("/work/fs-check listing /run 1000; /work/fs-check listing /work 100000")?;
+        debian.run("/srv/fs-check listing /run 1000; /srv/fs-check listing /srv 100000")?;
     ensure!(printed.contains("100000 names agree"), "{printed}");
     Ok(())
 }
