@@ -64,7 +64,13 @@ impl Tx {
             };
             let head = chain.head_index();
             let sent = match self.collect(way.memory, chain) {
-                Some(packet) => self.send(&way, &packet),
+                Some(packet) => {
+                    let sent = self.send(&way, &packet);
+                    if let (Ok(true), Some(limiter)) = (&sent, way.limiter.as_mut()) {
+                        limiter.spend(packet.frame_len);
+                    }
+                    sent
+                }
                 None => Ok(false),
             };
             match sent {
