@@ -3,4 +3,5 @@
 pub mod client;
 pub mod container;
 pub mod guest;
+pub mod image;
 pub mod scratch;

@@ -151,6 +151,25 @@ fn an_image_is_made_once_and_found_by_its_names() {
 }
 
 #[test]
+fn layers_of_every_packing_are_applied() {
+    for pack in [
+        &(|bytes: &[u8]| bytes.to_owned()) as &dyn Fn(&[u8]) -> Vec<u8>,
+        &|bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap(),
+        &gzip,
+    ] {
+        let bench = Bench::new();
+        let layers = two_layers();
+        bench.image(&layers, |manifest, _| {
+            let packed = layers.iter().map(|layer| bench.blob(LAYER, &pack(layer)));
+            manifest["layers"] = packed.collect();
+        });
+        let disk = bench.add().unwrap().open_disk().unwrap();
+        let image = erofs::Image::open(&disk).unwrap();
+        assert_eq!(image.read_file("/new", 10).unwrap().unwrap(), b"new");
+    }
+}
+
+#[test]
 fn the_same_layers_give_the_same_bytes() {
     let disks = [Bench::new(), Bench::new()].map(|bench| {
         bench.image(&two_layers(), |_, _| {});

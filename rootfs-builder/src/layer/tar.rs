@@ -312,8 +312,12 @@ impl<R: Read> Read for Content<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.archive.left;
         let room = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        if room == 0 {
+            // Not every reader below likes to be asked for nothing.
+            return Ok(0);
+        }
         let count = self.archive.input.read(&mut buffer[..room])?;
-        if count == 0 && room > 0 {
+        if count == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 Error::Truncated,
@@ -571,6 +575,29 @@ mod tests {
             let error = members(&archive[..length]).unwrap_err();
             assert!(matches!(error, Error::Truncated), "{length}: {error:?}");
         }
+    }
+
+    /// A reader that takes it badly to be asked for nothing, as one of packed bytes may.
+    struct Picky<'a>(&'a [u8]);
+
+    impl Read for Picky<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match buffer.is_empty() {
+                true => Err(io::Error::other("asked for nothing")),
+                false => self.0.read(buffer),
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_content_is_not_asked_for_below() {
+        let bytes = testing::archive(&[Header::file("file", b"hello"), Header::file("e", b"")]);
+        let mut archive = Archive::new(Picky(&bytes));
+        let mut count = 0;
+        while archive.next_member().unwrap().is_some() {
+            count += io::copy(&mut archive.content(), &mut io::sink()).unwrap();
+        }
+        assert_eq!(count, 5);
     }
 
     #[test]

@@ -1,0 +1,584 @@
+//! Container images as people use them: from a layout or a registry, as memory that all machines
+//! share, and hostile ones.
+
+use std::{
+    fs,
+    net::TcpStream,
+    os::unix::fs::{PermissionsExt, chown, symlink},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::stat::{Mode, SFlag, makedev, mknod},
+    unistd::{Pid, mkfifo},
+};
+use rootfs_builder::digest::Digest;
+use serde_json::{Value, json};
+use system_tests::{
+    guest::{Guest, Plan},
+    image::{Host, Layout, Packing},
+    scratch,
+};
+use vmm::config::{DeviceConfig, Resource};
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a container printed, which ended with 0.
+fn printed(output: &Output) -> Result<String> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {said}", output.status);
+    Ok(text(output))
+}
+
+fn set_xattr(path: &Path, name: &str, value: &str) -> Result<()> {
+    let set = Command::new("setfattr")
+        .args(["-h", "-n", name, "-v", value])
+        .arg(path)
+        .status()
+        .context("cannot run setfattr; is attr installed?")?;
+    ensure!(set.success(), "setfattr fails");
+    Ok(())
+}
+
+/// The lower layer of what follows.
+fn lower(root: &Path) -> Result<()> {
+    for name in ["etc", "data", "dev", "srv"] {
+        fs::create_dir(root.join(name))?;
+    }
+    let passwd = "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n";
+    fs::write(root.join("etc/passwd"), passwd)?;
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nwww:x:34:\nlogs:x:50:web\n",
+    )?;
+    fs::write(root.join("etc/gone"), "gone")?;
+    fs::write(root.join("etc/stays"), "stays")?;
+    fs::write(root.join("data/old"), "old")?;
+    fs::write(root.join("srv/tool"), "#!/bin/sh\nid -u\n")?;
+    fs::set_permissions(root.join("srv/tool"), fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The upper one: it hides, replaces, and has everything that an inode can have.
+fn upper(root: &Path) -> Result<()> {
+    for name in ["etc", "data", "dev"] {
+        fs::create_dir(root.join(name))?;
+    }
+    fs::write(root.join("etc/.wh.gone"), "")?;
+    fs::write(root.join("data/.wh..wh..opq"), "")?;
+    fs::write(root.join("data/new"), "new")?;
+    fs::hard_link(root.join("data/new"), root.join("data/again"))?;
+    symlink("new", root.join("data/link"))?;
+    mkfifo(&root.join("data/pipe"), Mode::from_bits_truncate(0o600))?;
+    let mode = Mode::from_bits_truncate(0o640);
+    mknod(&root.join("data/null"), SFlag::S_IFCHR, mode, makedev(1, 3))?;
+    chown(root.join("data/new"), Some(1234), Some(70_000))?;
+    fs::set_permissions(root.join("data/new"), fs::Permissions::from_mode(0o4750))?;
+    set_xattr(&root.join("data/new"), "user.note", "hello")?;
+    // cap_net_raw=ep
+    let capability = "0x0100000200200000000000000000000000000000";
+    set_xattr(&root.join("data/again"), "security.capability", capability)?;
+    Ok(())
+}
+
+fn layered() -> Result<Layout> {
+    let mut layout = Layout::with_shell()?;
+    layout.layer(Packing::Plain, lower)?;
+    layout.layer(Packing::Zstd, upper)?;
+    layout.save(&json!({
+        "Cmd": ["/bin/sh", "-c", "echo the image says so"],
+        "Env": ["PATH=/bin", "COLOUR=red"],
+        "WorkingDir": "/data",
+        "User": "web",
+    }))?;
+    Ok(layout)
+}
+
+#[test]
+fn an_image_runs_with_all_that_its_layers_and_the_flags_say() -> Result<()> {
+    let layout = layered()?;
+    let host = Host::new()?;
+    let image = layout.location();
+    let says = printed(&host.run(&[&image])?)?;
+    assert_eq!(says, "the image says so\n");
+
+    let looks = "cd /; find data etc/gone etc/stays 2>/dev/null | sort; \
+         stat -c '%n %a %u:%g %h %F %Y' data/new data/null data/pipe; \
+         stat -c %t,%T data/null; readlink data/link; [ data/new -ef data/again ] && echo same; \
+         getfattr -d -m - data/new 2>/dev/null; \
+         echo more >> data/new; cat data/new data/again; \
+         rm etc/stays; ls etc/stays 2>&1; true";
+    let says = printed(&host.run(&["-u", "0", &image, "/bin/sh", "-c", looks])?)?;
+    let wanted = "data\ndata/again\ndata/link\ndata/new\ndata/null\ndata/pipe\netc/stays\n\
+         data/new 4750 1234:70000 2 regular file 1600000000\n\
+         data/null 640 0:0 1 character special file 1600000000\n\
+         data/pipe 600 0:0 1 fifo 1600000000\n\
+         1,3\nnew\nsame\n";
+    assert!(says.starts_with(wanted), "{says}");
+    assert!(says.contains("newmore\n"), "{says}");
+    assert!(says.contains("ls: etc/stays: No such file"), "{says}");
+
+    // Nothing of that is in the image.
+    let shared = scratch::directory()?;
+    fs::write(shared.path().join("file"), "of the host\n")?;
+    let volume = format!("{}:/srv/host:ro", shared.path().display());
+    let script = "id -u; id -g; id -G; pwd; hostname; echo $COLOUR $SHAPE; cat etc/stays /srv/host/file; \
+         touch /srv/host/x 2>&1; touch /x 2>&1; touch /tmp/x /cache/x && echo written; \
+         df -m /cache | tail -n 1; grep CapBnd /proc/self/status";
+    let flags = [
+        "--rm",
+        "--name",
+        "web",
+        "-w",
+        "/",
+        "-e",
+        "SHAPE=round",
+        "--hostname",
+        "box",
+        "-v",
+        &volume,
+        "--tmpfs",
+        "/cache:size=1m,mode=1777",
+        "--read-only",
+        "--cap-drop",
+        "all",
+        "-m",
+        "128m",
+        "--cpus",
+        "0.5",
+        "--network",
+        "none",
+        "--entrypoint",
+        "/bin/sh",
+    ];
+    let says = printed(&host.run(&[&flags[..], &[&image, "-c", script]].concat())?)?;
+    let wanted = "33\n34\n34 50\n/\nbox\nred round\nstaysof the host\n\
+         touch: /srv/host/x: Read-only file system\ntouch: /x: Read-only file system\nwritten\n";
+    assert!(says.starts_with(wanted), "{says}");
+    assert!(says.contains("CapBnd:\t0000000000000000\n"), "{says}");
+
+    // More than the guest's memory takes, and less than is asked for.
+    let disk = "dd if=/dev/zero of=/big bs=1M count=90 2>&1; stat -c %s /big; df -m / | tail -n 1";
+    let flags = ["--storage-opt", "size=80m", "-u", "0:0", "-m", "40m"];
+    let says = printed(&host.run(&[&flags[..], &[&image, "/bin/sh", "-c", disk]].concat())?)?;
+    assert!(says.contains("No space left on device"), "{says}");
+    let size: u64 = says
+        .lines()
+        .find_map(|line| line.parse().ok())
+        .context("no size")?;
+    assert!((60 << 20..80 << 20).contains(&size), "{says}");
+    let output = host.run(&["-u", "nobody", &image])?;
+    assert_eq!(output.status.code(), Some(125));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("\"nobody\""), "{said}");
+    Ok(())
+}
+
+/// `Rss` and `Pss` of the mapping of a file in a process, in KiB.
+fn mapped_kib(pid: Pid, file: &Path) -> Result<(u64, u64)> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let name = file.file_name().context("no name")?.to_string_lossy();
+    let mut lines = smaps.lines().skip_while(|line| !line.ends_with(&*name));
+    ensure!(lines.next().is_some(), "{name} is not mapped:\n{smaps}");
+    let mut field = |wanted: &str| -> Result<u64> {
+        let line = lines
+            .find(|line| line.starts_with(wanted))
+            .context("no field")?;
+        let kib = line.split_whitespace().nth(1).context("no number")?;
+        Ok(kib.parse()?)
+    };
+    Ok((field("Rss:")?, field("Pss:")?))
+}
+
+#[test]
+fn two_machines_have_an_image_once_in_memory_and_none_in_their_own() -> Result<()> {
+    const KIB: u64 = 12 << 10;
+    let mut layout = Layout::with_shell()?;
+    layout.layer(Packing::Plain, |root| {
+        fs::copy(
+            scratch::noise((KIB as usize) << 10)?.path(),
+            root.join("noise"),
+        )?;
+        Ok(())
+    })?;
+    layout.save(&json!({"Env": ["PATH=/bin"]}))?;
+    let host = Host::new()?;
+    host.bulkhead("pull", &[&layout.location(), "--name", "noise"])?;
+    // A file that is mapped by DAX fills no page cache of the guest.
+    let script = "cached() { awk '/^Cached:/ {print $2}' /proc/meminfo; }; before=$(cached); \
+         md5sum /noise; [ $(($(cached) - before)) -lt 2000 ] && echo read; sleep 1000";
+    let args = ["noise", "/bin/sh", "-c", script];
+    let mut machines = [host.container(&args)?, host.container(&args)?];
+    for machine in &mut machines {
+        machine.wait_for_line("read")?;
+    }
+    let file = host.disk()?;
+    let [first, second] = [
+        mapped_kib(machines[0].vmm()?, &file)?,
+        mapped_kib(machines[1].vmm()?, &file)?,
+    ];
+    println!(
+        "each maps {} and {} KiB, and has a part of {} and {}",
+        first.0, second.0, first.1, second.1
+    );
+    assert!(first.0 >= KIB && second.0 >= KIB);
+    // Two who share all have half each.
+    assert!(first.1 + second.1 <= first.0.max(second.0) * 21 / 20);
+    Ok(())
+}
+
+#[test]
+fn what_a_guest_writes_to_an_image_ends_in_the_guest() -> Result<()> {
+    let mut layout = Layout::new()?;
+    layout.layer(Packing::Plain, |root| {
+        Ok(fs::write(root.join("file"), "as it was")?)
+    })?;
+    layout.save(&json!({}))?;
+    let host = Host::new()?;
+    host.bulkhead("pull", &[&layout.location()])?;
+    let disk = host.disk()?;
+    let before = Digest::of(&fs::read(&disk)?);
+    let mut guest = Guest::start(Plan {
+        devices: vec![DeviceConfig::Pmem {
+            file: Resource::Path(disk.clone()),
+            read_only: true,
+        }],
+        ..Plan::default()
+    })?;
+    guest.sh("mount -t erofs -o ro,dax=always /dev/pmem0 /mnt")?;
+    for attempt in [
+        // By way of the guest's cache, and by its processor at the memory itself.
+        "dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 conv=fsync,notrunc",
+        "dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 oflag=direct conv=notrunc",
+        "umount /mnt; mount -t erofs -o rw /dev/pmem0 /mnt; echo x > /mnt/file",
+    ] {
+        // What the guest believes of it is the guest's.
+        let outcome = guest.sh(&format!("{attempt} 2>&1; echo status $?"))?;
+        println!("{attempt}: {outcome:?}");
+        let after = Digest::of(&fs::read(&disk)?);
+        ensure!(after == before, "{attempt}: the image changed");
+    }
+    // It reads what was there, too.
+    let length = fs::metadata(&disk)?.len() / 4096;
+    let sum = guest.sh(&format!(
+        "dd if=/dev/pmem0 bs=4k count={length} iflag=direct 2>/dev/null | sha256sum"
+    ))?;
+    assert_eq!(sum.split(' ').next(), Some(&*before.hex()));
+    Ok(())
+}
+
+/// A file system that can check every page of a file that is read.
+struct Verity {
+    place: tempfile::TempDir,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Verity {
+    fn new() -> Result<Self> {
+        let file = scratch::ext4(64 << 20)?;
+        let tuned = Command::new("/sbin/tune2fs")
+            .args(["-O", "verity"])
+            .arg(file.path())
+            .output()?;
+        ensure!(tuned.status.success(), "tune2fs: {}", text(&tuned));
+        let place = scratch::directory()?;
+        let mounted = Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(file.path())
+            .arg(place.path())
+            .status()?;
+        ensure!(mounted.success(), "mount fails");
+        Ok(Self { place, _file: file })
+    }
+}
+
+impl Drop for Verity {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.place.path())
+            .status();
+    }
+}
+
+#[test]
+fn where_the_file_system_can_it_checks_every_page_of_an_image() -> Result<()> {
+    let layout = Layout::with_shell()?;
+    layout.save(&json!({"Cmd": ["/bin/echo", "checked"]}))?;
+    let verity = Verity::new()?;
+    let host = Host::with_store(verity.place.path().join("images"))?;
+    let image = layout.location();
+    assert_eq!(printed(&host.run(&[&image])?)?, "checked\n");
+    let list: Value = serde_json::from_str(&host.bulkhead("images", &["--format", "json"])?)?;
+    assert!(list[0]["verity"].is_string(), "{list}");
+    let error = fs::File::options()
+        .write(true)
+        .open(host.disk()?)
+        .unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    // Another file in its place is none that the kernel checks.
+    let copy = fs::read(host.disk()?)?;
+    fs::remove_file(host.disk()?)?;
+    fs::write(host.store().join("copy"), copy)?;
+    let place = host
+        .kept()?
+        .into_iter()
+        .find(|path| path.ends_with("record.json"));
+    let place = place.context("no record")?.with_file_name("disk.erofs");
+    fs::rename(host.store().join("copy"), place)?;
+    let said = host.refusal("run", &[&image])?;
+    assert!(said.contains("changed since it was made"), "{said}");
+    Ok(())
+}
+
+/// Debian's registry on this host, for one user.
+struct Registry {
+    process: Child,
+    directory: tempfile::TempDir,
+    address: String,
+}
+
+/// User and password, and the latter as the registry has it, hashed as cheaply as possible.
+const CREDENTIALS: &str = "me:secret";
+const HASHED: &str = "me:$2b$04$IR4as4xPAKgUCW8BZvcnkeJo5GRMklUVDB67WbTrnRwmxezLuutbq\n";
+
+impl Registry {
+    fn start() -> Result<Self> {
+        let directory = scratch::directory()?;
+        // A port that is free now.
+        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("users"), HASHED)?;
+        let config = json!({
+            "version": 0.1,
+            "storage": {"filesystem": {"rootdirectory": path("store")}},
+            "http": {"addr": address.to_string()},
+            "auth": {"htpasswd": {"realm": "test", "path": path("users")}},
+        });
+        // JSON is YAML.
+        fs::write(path("config.yml"), config.to_string())?;
+        let log = fs::File::create(path("log"))?;
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(path("config.yml"))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot run docker-registry; is it installed?")?;
+        let registry = Self {
+            process,
+            directory,
+            address: address.to_string(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(address).is_err() {
+            ensure!(
+                Instant::now() < deadline,
+                "the registry does not listen: {}",
+                registry.log()?
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(registry)
+    }
+
+    fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory.path().join("log"))?)
+    }
+
+    /// Pushes an image and returns its name.
+    fn push(&self, layout: &Layout, name: &str) -> Result<String> {
+        let name = format!("{}/{name}", self.address);
+        let pushed = Command::new("skopeo")
+            .args([
+                "copy",
+                "--quiet",
+                "--insecure-policy",
+                "--dest-tls-verify=false",
+            ])
+            .args(["--dest-creds", CREDENTIALS])
+            .arg(layout.location())
+            .arg(format!("docker://{name}"))
+            .output()
+            .context("cannot run skopeo; is it installed?")?;
+        let said = String::from_utf8_lossy(&pushed.stderr);
+        ensure!(pushed.status.success(), "skopeo fails: {said}");
+        Ok(name)
+    }
+
+    /// The file in which the registry has a blob.
+    fn file(&self, digest: &Digest) -> std::path::PathBuf {
+        let hex = digest.hex();
+        let blobs = "store/docker/registry/v2/blobs/sha256";
+        let place = self.directory.path().join(blobs).join(&hex[..2]);
+        place.join(hex).join("data")
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn an_image_comes_from_a_registry_whole_or_not_at_all() -> Result<()> {
+    let mut layout = Layout::new()?;
+    layout.layer(Packing::Gzip, |root| {
+        fs::copy(scratch::noise(600_000)?.path(), root.join("noise"))?;
+        Ok(())
+    })?;
+    let digest = layout.save(&json!({"Cmd": ["/noise"]}))?;
+    let layer_path = layout.last_layer()?;
+    let layer_bytes = fs::read(&layer_path)?;
+    let layer = Digest::of(&layer_bytes);
+    let registry = Registry::start()?;
+    let name = registry.push(&layout, "team/app:1")?;
+    let host = Host::new()?;
+    let with =
+        |name: &str| -> Result<String> { host.bulkhead("pull", &["--creds", CREDENTIALS, name]) };
+    let refused = |name: &str| host.refusal("pull", &["--creds", CREDENTIALS, name]);
+
+    let said = host.refusal("pull", &[&name])?;
+    assert!(
+        said.contains("credentials") && said.contains(&name),
+        "{said}"
+    );
+    let said = refused(&format!("{}/team/app:2", registry.address))?;
+    assert!(said.contains("team/app:2"), "{said}");
+
+    // What the registry has is not what its name says.
+    let file = registry.file(&layer);
+    let mut changed = layer_bytes.clone();
+    changed[1000] ^= 1;
+    for (bytes, why) in [
+        (&changed[..], "has the digest"),
+        (&layer_bytes[..5000], "5000"),
+    ] {
+        fs::write(&file, bytes)?;
+        let said = refused(&name)?;
+        assert!(said.contains(&layer.to_string()), "{why}: {said}");
+        let parts = host.kept()?;
+        assert!(
+            parts
+                .iter()
+                .all(|path| path.extension().is_some_and(|e| e == "part")),
+            "{why}: {parts:?}"
+        );
+        host.bulkhead("prune", &[])?;
+        assert!(host.kept()?.is_empty());
+    }
+    fs::write(&file, &layer_bytes)?;
+
+    // A fetch that was cut off goes on where it ended.
+    let downloads = host.store().join("downloads");
+    fs::create_dir_all(&downloads)?;
+    let part = downloads.join(layer.hex() + ".part");
+    fs::write(&part, &layer_bytes[..layer_bytes.len() / 2])?;
+    let id = with(&name)?;
+    assert!(registry.log()?.contains("\" 206 "), "{}", registry.log()?);
+    assert!(!part.exists());
+
+    let pinned = format!("{}/team/app@{digest}", registry.address);
+    assert_eq!(with(&pinned)?, id);
+    let file = host
+        .store()
+        .parent()
+        .context("no parent")?
+        .join("auth.json");
+    // me:secret
+    let auths = json!({"auths": {&registry.address: {"auth": "bWU6c2VjcmV0"}}});
+    fs::write(&file, auths.to_string())?;
+    let auth_file = file.display().to_string();
+    assert_eq!(
+        host.bulkhead("pull", &["--authfile", &auth_file, &name])?,
+        id
+    );
+
+    let list = host.bulkhead("images", &["--format", "json"])?;
+    let list: Value = serde_json::from_str(&list)?;
+    assert_eq!(list[0]["names"], json!([name, pinned]));
+    assert_eq!(list[0]["digests"][0], json!(digest));
+    let table = host.bulkhead("images", &[])?;
+    assert!(table.contains("2020-09-13"), "{table}");
+    let said = host.bulkhead("rmi", &[&name, &pinned])?;
+    assert!(said.contains("Deleted: "), "{said}");
+    assert_eq!(host.kept()?, [host.store().join("names.json")]);
+    Ok(())
+}
+
+#[test]
+fn hostile_and_broken_layers_are_refused_and_nothing_is_left() -> Result<()> {
+    let host = Host::new()?;
+    let outside = scratch::directory()?;
+    let archive = |arguments: &[&str], make: &dyn Fn(&Path) -> Result<()>| -> Result<Vec<u8>> {
+        let root = scratch::directory()?;
+        make(root.path())?;
+        let output = Command::new("tar")
+            .args(["-cP", "-C"])
+            .arg(root.path())
+            .args(arguments)
+            .output()?;
+        ensure!(output.status.success(), "tar fails");
+        Ok(output.stdout)
+    };
+    let file = |root: &Path| Ok(fs::write(root.join("x"), "evil")?);
+    let outside_link = |root: &Path| Ok(symlink(outside.path(), root.join("link"))?);
+    let climbing = archive(&["--transform=s,^,../../../../tmp/,", "x"], &file)?;
+    let mut through = archive(&["link"], &outside_link)?;
+    // The second archive's members behind the first one's.
+    through.truncate(512);
+    through.extend(archive(&["--transform=s,^,link/,", "x"], &file)?);
+    let twice = [&archive(&["x"], &file)?[..1024], &archive(&["x"], &file)?].concat();
+    let mut truncated = archive(&["x"], &file)?;
+    truncated.truncate(514);
+    let mut vast = archive(&["x"], &file)?;
+    vast[124..136].copy_from_slice(b"77777777777\0");
+    vast[148..156].copy_from_slice(b"        ");
+    let sum: u32 = vast[..512].iter().map(|byte| u32::from(*byte)).sum();
+    vast[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+
+    for (layer, why) in [
+        (climbing, "leads out of the image"),
+        (through, "link/x"),
+        (twice, "is there twice"),
+        (truncated, "cannot be unpacked"),
+        (vast, "cannot be unpacked"),
+        (b"no archive at all".repeat(100), "no tar archive"),
+    ] {
+        let mut layout = Layout::new()?;
+        layout.packed(Packing::Gzip, &layer)?;
+        layout.save(&json!({"Cmd": ["/x"]}))?;
+        let said = host.refusal("run", &[&layout.location()])?;
+        assert!(
+            said.contains("layer 1") && said.contains(why),
+            "{why}: {said}"
+        );
+        assert!(host.kept()?.is_empty(), "{why}: {:?}", host.kept()?);
+    }
+    let mut layout = Layout::new()?;
+    layout.layer(Packing::Gzip, |root| Ok(fs::write(root.join("x"), "x")?))?;
+    layout.save(&json!({"Cmd": ["/x"]}))?;
+    let path = layout.last_layer()?;
+    let bytes = fs::read(&path)?;
+    fs::write(&path, &bytes[..bytes.len() - 7])?;
+    let said = host.refusal("run", &[&layout.location()])?;
+    assert!(said.contains("truncated"), "{said}");
+    assert!(host.kept()?.is_empty());
+    assert_eq!(fs::read_dir(outside.path())?.count(), 0);
+
+    let said = host.refusal("run", &["-p", "80:80", &layout.location()])?;
+    assert!(said.contains("--publish"), "{said}");
+    let said = host.refusal("run", &["--network", "bridge", &layout.location()])?;
+    assert!(said.contains("bridge"), "{said}");
+    let said = host.refusal("run", &["--pull", "never", "example.org/none"])?;
+    assert!(said.contains("example.org/none"), "{said}");
+    Ok(())
+}
