@@ -175,7 +175,8 @@ struct StandIn {
 
 struct Process {
     args: Vec<String>,
-    streams: [Option<UnixStream>; 2],
+    /// Input, output and errors.
+    streams: [Option<UnixStream>; 3],
     status: watch::Sender<Option<u32>>,
 }
 
@@ -234,6 +235,7 @@ impl Agent for StandIn {
             streams: [
                 self.take(request.streams.stdin).await,
                 self.take(request.streams.stdout).await,
+                self.take(request.streams.stderr).await,
             ],
             status: watch::channel(None).0,
         };
@@ -250,10 +252,10 @@ impl Agent for StandIn {
         request: message::StartProcessRequest,
     ) -> ttrpc::Result<message::StartProcessResponse> {
         let status = self.status(&request.container_id);
-        let (args, [stdin, stdout]) = {
+        let (args, [stdin, stdout, stderr]) = {
             let mut containers = self.containers.lock().expect("lock");
             let process = containers.get_mut(&request.container_id).expect("there");
-            let streams = [process.streams[0].take(), process.streams[1].take()];
+            let streams = std::mem::take(&mut process.streams);
             (process.args.clone(), streams)
         };
         let refuse = |code, text: &str| Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, text)));
@@ -264,9 +266,15 @@ impl Agent for StandIn {
             "cat" => drop(tokio::spawn(async move {
                 let (mut stdin, mut stdout) = (stdin.expect("stdin"), stdout.expect("stdout"));
                 let copied = tokio::io::copy(&mut stdin, &mut stdout).await;
+                drop(stderr);
                 status.send_replace(Some(copied.map_or(1, |_| 0)));
             })),
-            _ => {}
+            // Its streams are open as long as it lives.
+            _ => drop(tokio::spawn(async move {
+                let mut ended = status.subscribe();
+                let _ = ended.wait_for(Option::is_some).await;
+                drop((stdin, stdout, stderr));
+            })),
         }
         Ok(message::StartProcessResponse::default())
     }

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::{self, Write},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -38,26 +38,44 @@ pub fn start(
     format: Format,
     level: LevelFilter,
 ) -> Result<(), SetGlobalDefaultError> {
-    let lines = Lines {
-        file: file.map(Mutex::new),
-        format,
-    };
+    let lines = Lines { format };
+    set_output(match file {
+        Some(file) => Output::File(file),
+        None => Output::Stderr,
+    });
     let subscriber = registry().with(lines.with_filter(level));
     tracing::subscriber::set_global_default(subscriber)
 }
 
+/// Sends the lines to `file` from now on, or nowhere.
+pub fn redirect(file: Option<File>) {
+    set_output(match file {
+        Some(file) => Output::File(file),
+        None => Output::Nowhere,
+    });
+}
+
+/// Where lines go.
+enum Output {
+    /// The error that ends the command is printed there anyway.
+    Stderr,
+    File(File),
+    Nowhere,
+}
+
+static OUTPUT: Mutex<Output> = Mutex::new(Output::Stderr);
+
+fn set_output(output: Output) {
+    *OUTPUT.lock().unwrap_or_else(PoisonError::into_inner) = output;
+}
+
 struct Lines {
-    /// Stderr where there is none; the error that ends the command is printed there anyway.
-    file: Option<Mutex<File>>,
     format: Format,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let level = *event.metadata().level();
-        if self.file.is_none() && level == Level::ERROR {
-            return;
-        }
         let mut fields = Fields::default();
         event.record(&mut fields);
         let line = match self.format {
@@ -65,9 +83,11 @@ impl<S: Subscriber> Layer<S> for Lines {
             Format::Json => fields.json(level, &now()),
         };
         // There is nowhere left to tell that the log cannot be written.
-        let _ = match &self.file {
-            Some(file) => file.lock().map(|mut file| file.write_all(line.as_bytes())),
-            None => Ok(io::stderr().write_all(line.as_bytes())),
+        let _ = match &*OUTPUT.lock().unwrap_or_else(PoisonError::into_inner) {
+            Output::File(file) => (&*file).write_all(line.as_bytes()),
+            Output::Stderr if level == Level::ERROR => Ok(()),
+            Output::Stderr => io::stderr().write_all(line.as_bytes()),
+            Output::Nowhere => Ok(()),
         };
     }
 }
@@ -128,7 +148,17 @@ fn now() -> String {
     rfc3339(since.map_or(0, |since| since.as_secs()))
 }
 
-/// The moment as RFC 3339 writes it, in UTC.
+/// A moment as RFC 3339 writes it, in UTC, with nanoseconds.
+pub fn timestamp(time: SystemTime) -> String {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let whole = rfc3339(since.as_secs());
+    let whole = whole.trim_end_matches('Z');
+    format!("{whole}.{:09}Z", since.subsec_nanos())
+}
+
+/// The second as RFC 3339 writes it, in UTC.
 fn rfc3339(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Civil date from days: years begin in March, so that the leap day is a year's last.

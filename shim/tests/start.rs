@@ -14,7 +14,7 @@ use shim::{
     bundle::Bundle,
     id::{ContainerId, Namespace},
     pod::{self, Event, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
-    sandbox::{Error, Files, Media, Plan, Purpose, Sandbox, Size, Trace},
+    sandbox::{Error, Files, Media, Plan, Purpose, Sandbox, Size, Surroundings, Trace},
 };
 
 /// The tests look at this process's children, so they take turns.
@@ -65,6 +65,7 @@ impl Host {
             },
             purpose: Purpose::Containers,
             media: Media::default(),
+            surroundings: Surroundings::default(),
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
         }

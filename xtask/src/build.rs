@@ -7,7 +7,12 @@ use crate::project::{Project, install};
 use crate::{image, kernel};
 
 /// The programs of the host.
-const PROGRAMS: [&str; 3] = ["bulkhead", "bulkhead-vmm", "containerd-shim-bulkhead-v2"];
+const PROGRAMS: [&str; 4] = [
+    "bulkhead",
+    "bulkhead-relay",
+    "bulkhead-vmm",
+    "containerd-shim-bulkhead-v2",
+];
 
 /// Builds and installs programs, guest kernel and guest image.
 pub(crate) fn all(project: &Project) -> Result<()> {

@@ -322,29 +322,42 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Value, Spec), Error> {
 /// Refuses what would need the host's side and is not there yet, rather than to run without it.
 fn supported(spec: &Spec, role: &Role) -> Result<(), Error> {
     let unsupported = |what: String, advice| Err(Error::Unsupported { what, advice });
-    if let Some(hooks) = spec.hooks()
-        && *hooks != oci_spec::runtime::Hooks::default()
-    {
-        return unsupported("`hooks`".to_owned(), "remove it from config.json");
-    }
     let namespaces = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.namespaces().as_ref());
     let namespaces = namespaces.map(Vec::as_slice).unwrap_or_default();
-    if matches!(role, Role::Member { .. }) {
-        return Ok(());
-    }
+    let member = matches!(role, Role::Member { .. });
     for namespace in namespaces {
-        if namespace
-            .path()
-            .as_ref()
-            .is_some_and(|path| !path.as_os_str().is_empty())
-        {
-            return unsupported(
-                format!("the path of the {} namespace", namespace.typ()),
-                "a virtual machine cannot join the host's namespaces; remove `path`",
-            );
+        let kind = namespace.typ();
+        let path = namespace.path().as_ref();
+        let joins = path.is_some_and(|path| !path.as_os_str().is_empty());
+        match (joins, kind) {
+            // The machine is put into it.
+            (true, LinuxNamespaceType::Network) => {}
+            (
+                true,
+                LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup | LinuxNamespaceType::Time,
+            ) => {
+                return unsupported(
+                    format!("the path of the {kind} namespace"),
+                    "a virtual machine cannot join the host's namespaces; remove `path`",
+                );
+            }
+            (true, _) if !member => {
+                return unsupported(
+                    format!("the path of the {kind} namespace"),
+                    "a virtual machine cannot join the host's namespaces; remove `path`, or make the \
+                     container a member of a pod by its annotations",
+                );
+            }
+            (false, LinuxNamespaceType::Network) if member => {
+                return unsupported(
+                    "a network namespace of its own in a pod".to_owned(),
+                    "the machine's network is that of all its containers; name the pod's by `path`",
+                );
+            }
+            _ => {}
         }
     }
     let own_network = namespaces

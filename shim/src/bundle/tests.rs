@@ -105,8 +105,4 @@ fn what_needs_more_of_the_host_is_refused_by_name() {
     assert!(error.contains("path of the pid namespace"), "{error}");
     let error = refused(|config| config["linux"]["namespaces"] = json!([{"type": "pid"}]));
     assert!(error.contains("the host's network"), "{error}");
-    let error = refused(|config| {
-        config["hooks"] = json!({"prestart": [{"path": "/bin/true"}]});
-    });
-    assert!(error.contains("`hooks`"), "{error}");
 }

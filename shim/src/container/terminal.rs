@@ -51,6 +51,14 @@ impl Terminal {
         found.map(Self).ok_or(NotATerminal)
     }
 
+    /// A copy of its descriptor.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Columns and rows.
     pub fn size(&self) -> Option<(u16, u16)> {
         // One that does not know its size says 0.

@@ -76,7 +76,7 @@ impl FromStr for Location {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let place = |rest: &str| match rest.split_once(':') {
-            _ if rest.is_empty() => Err(Error::Empty(text.to_owned())),
+            _ if rest.is_empty() || rest.starts_with(':') => Err(Error::Empty(text.to_owned())),
             Some((path, tag)) if !tag.is_empty() => Ok((path.into(), Some(tag.to_owned()))),
             Some((path, _)) => Ok((path.into(), None)),
             None => Ok((rest.into(), None)),
@@ -169,7 +169,9 @@ mod tests {
             let error = text.parse::<Location>().unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("alpine"), "{error}");
         }
-        assert!("oci:".parse::<Location>().is_err());
+        for text in ["oci:", "oci::", "oci::tag"] {
+            assert!(text.parse::<Location>().is_err(), "{text}");
+        }
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{bundle, sandbox};
+use crate::{bundle, hooks, sandbox};
 
 /// Why not.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,9 @@ pub enum Error {
     /// The sandbox could not do it.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// A hook of the configuration.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
     /// The root file system cannot be mounted.
     #[error("cannot mount the root file system: {what}")]
     Root {
@@ -105,7 +108,9 @@ impl Error {
                 code: ttrpc::Code::INVALID_ARGUMENT | ttrpc::Code::UNIMPLEMENTED,
                 ..
             }) => Kind::Invalid,
-            Self::Sandbox(_) | Self::Root { .. } | Self::Streams(_) => Kind::Internal,
+            Self::Sandbox(_) | Self::Root { .. } | Self::Streams(_) | Self::Hook(_) => {
+                Kind::Internal
+            }
         }
     }
 

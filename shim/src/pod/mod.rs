@@ -42,7 +42,9 @@ pub use root::{Mount, Root, Upper};
 use self::process::{Process, watch};
 use crate::{
     bundle::{self, Bundle, Places, Source},
+    cgroup::{CgroupPlan, HostCgroup},
     container::Wiring,
+    hooks::{HostHooks, Moment},
     id::ContainerId,
     sandbox::{self, Place, Sandbox, Trace, no_limit},
 };
@@ -64,6 +66,8 @@ const SIGKILL: i32 = 9;
 pub struct Pod {
     sandbox: Arc<Sandbox>,
     configured: OnceCell<ConfigureGuestResponse>,
+    /// The container whose hooks have run and whose cgroup was made before the machine.
+    prepared: Option<ContainerId>,
     containers: Mutex<HashMap<ContainerId, Slot>>,
     events: broadcast::Sender<Event>,
     tasks: Mutex<JoinSet<()>>,
@@ -82,6 +86,8 @@ enum Slot {
 struct Container {
     first: Arc<Process>,
     execs: HashMap<ExecId, ExecSlot>,
+    hooks: Arc<HostHooks>,
+    cgroup: Option<HostCgroup>,
     /// Its files. Dropped last.
     _place: Place,
 }
@@ -128,8 +134,12 @@ impl Pod {
     /// # Errors
     /// When a step fails; everything before it is undone.
     pub async fn start(plan: PodPlan, trace: &Trace) -> Result<Arc<Self>, Error> {
+        let surroundings = &plan.surroundings;
+        let prepared = surroundings.hooks.is_some() || surroundings.cgroup.is_some();
+        let prepared = prepared.then(|| plan.id.clone());
         let sandbox = Sandbox::start(plan, trace).await?;
         Ok(Arc::new(Self {
+            prepared,
             sandbox: Arc::new(sandbox),
             configured: OnceCell::new(),
             containers: Mutex::default(),
@@ -161,13 +171,35 @@ impl Pod {
     /// # Errors
     /// When the name is taken, something cannot be mounted, or the agent refuses.
     pub async fn create(&self, new: NewContainer) -> Result<(), Error> {
+        self.create_in(new, None).await
+    }
+
+    /// As [`Pod::create`], in a cgroup of the host.
+    ///
+    /// # Errors
+    /// As [`Pod::create`], or when a hook fails.
+    pub async fn create_in(
+        &self,
+        new: NewContainer,
+        cgroup: Option<CgroupPlan>,
+    ) -> Result<(), Error> {
         let _span = self.sandbox.trace().span("container created");
         let reserved = self.reserve(&new.id)?;
+        let pid = new.pid.unwrap_or(self.sandbox.vmm_pid());
+        let hooks = HostHooks::new(&new.id, &new.bundle, pid);
+        let mut own_cgroup = None;
+        if self.prepared.as_ref() != Some(&new.id) {
+            own_cgroup = self.sandbox.further_cgroup(cgroup, new.pid)?;
+            hooks.run(Moment::Create).await?;
+        }
         let mut place = self.sandbox.place()?;
         let places = put(&mut place, &new).await?;
         let terminal = new.bundle.terminal();
         let ending = new.stdio.ending;
-        let wiring = new.stdio.wire(terminal).map_err(Error::Streams)?;
+        let wiring = match new.placeholder {
+            true => Wiring::none(),
+            false => new.stdio.wire(terminal).map_err(Error::Streams)?,
+        };
         let spec = new.bundle.for_guest(&places, new.terminal_size);
         let mut request = CreateContainerRequest {
             container_id: new.id.to_string(),
@@ -190,11 +222,12 @@ impl Pod {
         let opening = async { Ok(wiring.open(&self.sandbox).await?) };
         let (_, streams, _) = tokio::try_join!(self.configure(), opening, creation)?;
         let id = ProcessId::first(new.id.clone());
-        let pid = new.pid.unwrap_or(self.sandbox.vmm_pid());
         let process = Process::new(id, pid, terminal, (streams, ending));
         reserved.keep(Container {
             first: process.clone(),
             execs: HashMap::new(),
+            hooks: Arc::new(hooks),
+            cgroup: own_cgroup,
             _place: place,
         });
         self.tell(Event::Create { container: new.id });
@@ -286,6 +319,13 @@ impl Pod {
                 process: which.clone(),
             },
         });
+        if let (None, Some(hooks)) = (&which.exec, self.hooks(&which.container))
+            && let Err(error) = hooks.run(Moment::Started).await
+        {
+            // As the specification demands: it is an error, and the end of the container.
+            self.kill(which, SIGKILL, true).await?;
+            return Err(error.into());
+        }
         Ok(())
     }
 
@@ -351,18 +391,7 @@ impl Pod {
     /// # Errors
     /// When it runs, or the agent refuses.
     pub async fn delete(&self, which: &ProcessId, force: bool) -> Result<Exit, Error> {
-        let process = self.process(which)?;
-        let exit = match process.status() {
-            Status::Stopped(exit) => exit,
-            Status::Running | Status::Paused if !force => {
-                return Err(Error::state(format!(
-                    "cannot delete container {} that is not stopped: {}",
-                    which.container,
-                    process.status().word()
-                )));
-            }
-            _ => self.killed(which, &process).await?,
-        };
+        let exit = self.stopped(which, force).await?;
         let request = DeleteContainerRequest {
             container_id: which.container.to_string(),
             exec_id: which.exec_name(),
@@ -376,15 +405,75 @@ impl Pod {
             // What is left of it in the guest goes with the guest.
             tracing::debug!(process = %which, %error, "the guest did not remove a process");
         }
-        process.written().await;
-        process.close();
-        if self.forget(which) {
-            self.tell(Event::Delete {
-                process: which.clone(),
-                exit,
-            });
+        if let Ok(process) = self.process(which) {
+            process.written().await;
         }
+        self.remove(which, exit).await;
         Ok(exit)
+    }
+
+    /// Removes the last container together with the pod: the guest is not told, it is ended.
+    ///
+    /// # Errors
+    /// When the container runs and is not to be killed.
+    pub async fn delete_last(&self, container: &ContainerId, force: bool) -> Result<Exit, Error> {
+        let which = ProcessId::first(container.clone());
+        let exit = self.stopped(&which, force).await?;
+        self.remove(&which, exit).await;
+        self.shutdown().await;
+        Ok(exit)
+    }
+
+    /// Whether no process of the pod is alive.
+    pub fn is_idle(&self) -> bool {
+        self.containers().values().all(|slot| match slot {
+            Slot::Reserved => false,
+            Slot::Made(container) => matches!(container.first.status(), Status::Stopped(_)),
+        })
+    }
+
+    /// How the process ended; with `force` it is made to.
+    async fn stopped(&self, which: &ProcessId, force: bool) -> Result<Exit, Error> {
+        let process = self.process(which)?;
+        match process.status() {
+            Status::Stopped(exit) => Ok(exit),
+            Status::Running | Status::Paused if !force => Err(Error::state(format!(
+                "cannot delete container {} that is not stopped: {}",
+                which.container,
+                process.status().word()
+            ))),
+            _ => self.killed(which, &process).await,
+        }
+    }
+
+    async fn remove(&self, which: &ProcessId, exit: Exit) {
+        if let Ok(process) = self.process(which) {
+            process.close();
+        }
+        let hooks = match which.exec {
+            None => self.hooks(&which.container),
+            Some(_) => None,
+        };
+        if !self.forget(which) {
+            return;
+        }
+        self.tell(Event::Delete {
+            process: which.clone(),
+            exit,
+        });
+        if let Some(hooks) = hooks
+            && let Err(error) = hooks.run(Moment::Stopped).await
+        {
+            // As the specification demands: it is told, and everything goes on.
+            tracing::warn!(container = %which, error = crate::text::chain(&error), "a poststop hook failed");
+        }
+    }
+
+    fn hooks(&self, container: &ContainerId) -> Option<Arc<HostHooks>> {
+        match self.containers().get(container) {
+            Some(Slot::Made(container)) => Some(container.hooks.clone()),
+            _ => None,
+        }
     }
 
     /// Freezes all processes of a container.
@@ -417,7 +506,16 @@ impl Pod {
         let updated = self.sandbox.call("updating the container", async |agent| {
             agent.update_container(no_limit(), &request).await
         });
-        Ok(updated.await.map(drop)?)
+        updated.await?;
+        match self.containers().get(container) {
+            Some(Slot::Made(Container {
+                cgroup: Some(cgroup),
+                ..
+            })) => cgroup.limit(resources),
+            _ if self.prepared.as_ref() == Some(container) => self.sandbox.limit(resources),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The counters of a container.

@@ -10,6 +10,7 @@ use vmm::{
 };
 
 use super::{Resources, shared};
+use crate::network::Card;
 
 /// The guest's vsock address; every guest has the same, each has its own host side.
 const GUEST_CID: u32 = 3;
@@ -45,6 +46,8 @@ pub(super) struct Parts {
     pub(super) console: OwnedFd,
     pub(super) vsock: OwnedFd,
     pub(super) ready: OwnedFd,
+    /// The network's.
+    pub(super) cards: Vec<Card>,
     /// The top of the shared tree.
     pub(super) shared: Option<OwnedFd>,
     pub(super) media: Media,
@@ -82,6 +85,9 @@ pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig
         read_only: false,
         serial: String::new(),
     }));
+    for card in parts.cards {
+        devices.push(DeviceConfig::Net(card.config(|fd| launch.pass(fd))));
+    }
     devices.push(DeviceConfig::Rng {
         // Opened by the launch, before the jail is shut.
         source: Resource::Path("/dev/urandom".into()),

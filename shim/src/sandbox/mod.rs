@@ -11,9 +11,12 @@
 
 use std::{
     io,
-    os::unix::net::UnixStream as StdUnixStream,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -37,13 +40,16 @@ pub use console::Console;
 pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Media, Size, cmdline};
 pub use resources::{Error as ResourceError, Files, Resources, open_directory, open_kvm};
 pub use shared::{Error as SharedError, Given, Place, ReadOnly, SharedTree};
-pub use state::{Error as StateError, Made, StateDir};
+pub use state::{Error as StateError, Made, Owner, StateDir};
 pub use trace::{Record, Span, Trace};
 pub use vmm::Death;
 
 use self::vmm::Vmm;
 use crate::{
+    cgroup::{CgroupPlan, HostCgroup},
+    hooks::{self, HostHooks, Moment},
     id::{ContainerId, Namespace},
+    network::{self, Card, Network},
     sys,
     text::printable,
 };
@@ -77,10 +83,25 @@ pub struct Plan {
     pub purpose: Purpose,
     /// Files of the host that it has as memory and as disks.
     pub media: Media,
+    /// What of the host it is put into.
+    pub surroundings: Surroundings,
     /// The guest's host name.
     pub hostname: String,
     /// How long the guest may take to boot.
     pub deadline: Duration,
+}
+
+/// What of the host a sandbox is put into.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// The pod's network namespace; by default a fresh one.
+    pub network: Option<OwnedFd>,
+    /// Hooks that may change the network before the machine is made.
+    pub hooks: Option<HostHooks>,
+    /// Its cgroup.
+    pub cgroup: Option<CgroupPlan>,
+    /// The process that stands for the first container, to be put into the cgroup, too.
+    pub relay: Option<u32>,
 }
 
 /// What a sandbox is for.
@@ -99,6 +120,8 @@ pub struct Sandbox {
     vmm: Vmm,
     console: Console,
     tree: Option<Arc<SharedTree>>,
+    network: Mutex<Option<Network>>,
+    cgroup: Mutex<Option<HostCgroup>>,
     state: StateDir,
     trace: Trace,
     size: Size,
@@ -116,6 +139,12 @@ pub enum Error {
     /// Something it is made from is missing.
     #[error(transparent)]
     Resources(#[from] ResourceError),
+    /// A hook of the configuration.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
+    /// The pod's network.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// The tree of files that it shares with the host.
     #[error(transparent)]
     Shared(#[from] SharedError),
@@ -213,6 +242,21 @@ impl Sandbox {
     pub async fn start(plan: Plan, trace: &Trace) -> Result<Self, Error> {
         let spawning = trace.span("vmm spawned");
         let state = StateDir::create(&plan.state_root, &plan.namespace, &plan.id)?;
+        let Surroundings {
+            network,
+            hooks,
+            cgroup,
+            relay,
+        } = plan.surroundings;
+        let cgroup = put_into_cgroup(&state, cgroup, relay)?;
+        if let Some(hooks) = hooks {
+            hooks.run(Moment::Create).await?;
+        }
+        // Whatever the hooks made in it is there now.
+        let (network, cards) = match plan.purpose {
+            Purpose::Containers => joined(network)?,
+            Purpose::Probe => (None, Vec::new()),
+        };
         let resources = Resources::open(&plan.files)?;
         let console = Console::new().map_err(make("the console's ring"))?;
         let vsock = state.listen(VSOCK)?;
@@ -225,7 +269,15 @@ impl Sandbox {
 
         let mut launch =
             ::vmm::launch::Launch::new(resources.vmm.try_clone().map_err(make("a descriptor"))?);
+        if let Some(network) = &network {
+            let namespace = network.namespace().as_fd().try_clone_to_owned();
+            launch.network(namespace.map_err(make("a descriptor"))?);
+        }
+        if let Some(cgroup) = &cgroup {
+            launch.cgroup(cgroup.vmm().map_err(make("a descriptor"))?);
+        }
         let parts = machine::Parts {
+            cards,
             console: console.for_vmm().map_err(make("a descriptor"))?,
             vsock: vsock.into(),
             ready: theirs.into(),
@@ -257,6 +309,8 @@ impl Sandbox {
             vmm,
             console,
             tree,
+            network: Mutex::new(network),
+            cgroup: Mutex::new(cgroup),
             state,
             trace: trace.clone(),
             size: plan.size,
@@ -281,10 +335,49 @@ impl Sandbox {
             shared_directories: self.shared_directories(),
             ..Default::default()
         };
-        self.call("configuring the guest", async |agent| {
+        let network = match &*self.network() {
+            Some(network) => Some(network.request()?),
+            None => None,
+        };
+        let configuring = self.call("configuring the guest", async |agent| {
             agent.configure_guest(no_limit(), &request).await
-        })
-        .await
+        });
+        // The agent takes one after the other.
+        let connecting = async {
+            let Some(network) = network.filter(|network| !network.interfaces.is_empty()) else {
+                return Ok(());
+            };
+            let connected = self.call("setting the guest's network up", async |agent| {
+                agent.configure_network(no_limit(), &network).await
+            });
+            connected.await.map(drop)
+        };
+        let (guest, ()) = tokio::try_join!(configuring, connecting)?;
+        Ok(guest)
+    }
+
+    fn network(&self) -> MutexGuard<'_, Option<Network>> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets limits of its cgroup anew.
+    pub fn limit(&self, resources: &serde_json::Value) {
+        let cgroup = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cgroup) = &*cgroup {
+            cgroup.limit(resources);
+        }
+    }
+
+    /// Makes the cgroup of a further container, in which the process `relay` stands for it.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    pub fn further_cgroup(
+        &self,
+        plan: Option<CgroupPlan>,
+        relay: Option<u32>,
+    ) -> Result<Option<HostCgroup>, Error> {
+        put_into_cgroup(&self.state, plan, relay)
     }
 
     fn shared_directories(&self) -> Vec<SharedDirectory> {
@@ -396,6 +489,9 @@ impl Sandbox {
         if let Some(tree) = &self.tree {
             tree.release();
         }
+        drop(self.network().take());
+        let mut cgroup = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(cgroup.take());
         self.state.remove();
     }
 
@@ -441,6 +537,33 @@ impl std::fmt::Debug for Sandbox {
             .field("vmm_pid", &self.vmm_pid())
             .finish_non_exhaustive()
     }
+}
+
+/// Makes a container's cgroup, if one is wanted and can be had.
+fn put_into_cgroup(
+    state: &StateDir,
+    plan: Option<CgroupPlan>,
+    relay: Option<u32>,
+) -> Result<Option<HostCgroup>, Error> {
+    let Some((plan, path)) = plan.and_then(|plan| Some((plan.clone(), plan.place()?))) else {
+        return Ok(None);
+    };
+    state.record(&Made::Cgroup { path })?;
+    let cgroup = plan.make();
+    if let (Some(cgroup), Some(relay)) = (&cgroup, relay) {
+        cgroup.admit(relay);
+    }
+    Ok(cgroup)
+}
+
+/// The pod's network, and the guest's cards for what is in it.
+fn joined(namespace: Option<OwnedFd>) -> Result<(Option<Network>, Vec<Card>), Error> {
+    let mut network = Network::open(namespace)?;
+    let cards = network.join()?;
+    for left in network.left()? {
+        tracing::info!(name = left.name, reason = ?left.reason, "the guest does not get an interface");
+    }
+    Ok((Some(network), cards))
 }
 
 const VSOCK: &str = "vsock.sock";

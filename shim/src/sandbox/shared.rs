@@ -98,7 +98,9 @@ impl SharedTree {
         make_directory(&places)?;
         make_directory(&shared)?;
         state
-            .record(&Made::Mount { name: SHARED })
+            .record(&Made::Mount {
+                name: SHARED.to_owned(),
+            })
             .map_err(|error| Error {
                 doing: "note the mount of",
                 path: shared.clone(),

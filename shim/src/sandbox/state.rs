@@ -17,7 +17,7 @@ use std::{
     os::{
         fd::AsRawFd,
         unix::{
-            fs::{DirBuilderExt, OpenOptionsExt},
+            fs::{DirBuilderExt, OpenOptionsExt, symlink},
             net::UnixListener,
         },
     },
@@ -26,10 +26,13 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::shared;
-use crate::id::{ContainerId, Namespace};
+use crate::{
+    cgroup,
+    id::{ContainerId, Namespace},
+};
 
 const JOURNAL: &str = "journal";
 
@@ -64,7 +67,7 @@ pub enum Error {
 }
 
 /// Something that is about to be made.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "made", rename_all = "snake_case")]
 pub enum Made {
     /// This directory, by the process with this id.
@@ -75,15 +78,82 @@ pub enum Made {
     /// A file in this directory.
     File {
         /// Its name.
-        name: &'static str,
+        name: String,
     },
     /// A mount in this directory.
     Mount {
         /// What it is mounted on.
-        name: &'static str,
+        name: String,
+    },
+    /// A cgroup.
+    Cgroup {
+        /// Where.
+        path: PathBuf,
     },
     /// The VMM's process, which dies with the owner.
     Vmm,
+}
+
+/// The process that makes, holds or removes a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Its pid.
+    pub pid: u32,
+    path: PathBuf,
+}
+
+impl Owner {
+    /// That of the sandbox in `path`, if it lives.
+    ///
+    /// # Errors
+    /// When the journal cannot be looked at.
+    pub fn of(path: &Path) -> Result<Option<Self>, Error> {
+        let file = path.join(JOURNAL);
+        let journal = match File::open(&file) {
+            Ok(journal) => journal,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &file)(error)),
+        };
+        if is_abandoned(journal).map_err(failed("lock", &file))? {
+            return Ok(None);
+        }
+        let made = Made::read(path);
+        let pid = made.iter().find_map(|made| match made {
+            Made::Directory { owner } => Some(*owner),
+            _ => None,
+        });
+        Ok(pid.map(|pid| Self {
+            pid,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// Whether it still holds the sandbox.
+    ///
+    /// # Errors
+    /// When the journal cannot be looked at.
+    pub fn is_alive(&self) -> Result<bool, Error> {
+        Ok(Self::of(&self.path)?.as_ref() == Some(self))
+    }
+}
+
+impl Made {
+    /// What the journal in `path` names, the first first.
+    fn read(path: &Path) -> Vec<Self> {
+        let text = fs::read_to_string(path.join(JOURNAL)).unwrap_or_default();
+        // The last line may be a part of one.
+        let lines = text.lines().map(serde_json::from_str);
+        lines.filter_map(Result::ok).collect()
+    }
+}
+
+/// Whether nobody holds the lock of this journal.
+fn is_abandoned(journal: File) -> io::Result<bool> {
+    match Flock::lock(journal, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(true),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(false),
+        Err((_, errno)) => Err(errno.into()),
+    }
 }
 
 /// The directory. Dropping it removes it with all that is in it.
@@ -106,15 +176,17 @@ impl StateDir {
             .recursive(true)
             .create(&namespace_path)
             .map_err(failed("make the directory", &namespace_path))?;
-        let parent = File::open(&namespace_path).map_err(failed("open", &namespace_path))?;
-        let _turn = Flock::lock(parent, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| failed("lock", &namespace_path)(errno.into()))?;
+        let _turn = turn(&namespace_path)?;
 
         let path = namespace_path.join(id.as_str());
         match private().create(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                undo_leftover(&path, id)?;
+                if fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_symlink()) {
+                    remove_dead_link(&path, id)?;
+                } else {
+                    undo_leftover(&path, id)?;
+                }
                 private()
                     .create(&path)
                     .map_err(failed("make the directory", &path))?;
@@ -159,7 +231,8 @@ impl StateDir {
             .mode(0o600)
             .open(&file)
             .map_err(failed("make", &file))?;
-        let journal = Flock::lock(journal, FlockArg::LockExclusiveNonblock)
+        // Those who only look hold it for a moment.
+        let journal = Flock::lock(journal, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed("lock", &file)(errno.into()))?;
         let state = Self {
             path,
@@ -171,6 +244,41 @@ impl StateDir {
             owner: std::process::id(),
         })?;
         Ok(state)
+    }
+
+    /// Undoes what a killed owner left in `path`.
+    ///
+    /// # Errors
+    /// When its owner lives, or something cannot be undone.
+    pub fn undo_at(path: &Path) -> Result<(), Error> {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let _turn = turn(parent)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match ContainerId::parse(&name) {
+            Ok(id) if path.exists() => undo_leftover(path, &id),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the directories below `namespace` that were being removed when their owners were
+    /// killed.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn sweep(namespace: &Path) -> Result<(), Error> {
+        for entry in fs::read_dir(namespace).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with(GONE) {
+                let path = entry.path();
+                match fs::remove_dir_all(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(failed("remove", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Where it is.
@@ -195,7 +303,9 @@ impl StateDir {
     /// # Errors
     /// When the socket cannot be made.
     pub fn listen(&self, name: &'static str) -> Result<UnixListener, Error> {
-        self.record(&Made::File { name })?;
+        self.record(&Made::File {
+            name: name.to_owned(),
+        })?;
         UnixListener::bind(self.short_path(name))
             .map_err(failed("listen on", &self.path.join(name)))
     }
@@ -205,7 +315,9 @@ impl StateDir {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, name: &'static str, content: &[u8]) -> Result<(), Error> {
-        self.record(&Made::File { name })?;
+        self.record(&Made::File {
+            name: name.to_owned(),
+        })?;
         fs::write(self.path.join(name), content).map_err(failed("write", &self.path.join(name)))
     }
 
@@ -220,6 +332,42 @@ impl StateDir {
 }
 
 impl StateDir {
+    /// Lets it stay when its owner ends, as if that had been killed.
+    pub fn keep(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes a link of this name beside it, by which a member of the pod is found.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn link(&self, member: &ContainerId) -> Result<(), Error> {
+        let link = self.path.with_file_name(member.as_str());
+        let _turn = turn(self.path.parent().unwrap_or(Path::new("/")))?;
+        let name = self.path.file_name().unwrap_or_default();
+        match symlink(name, &link) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !link.exists() => {
+                // One whose sandbox is gone.
+                fs::remove_file(&link)
+                    .and_then(|()| symlink(name, &link))
+                    .map_err(failed("make the link", &link))
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists {
+                id: member.clone(),
+                path: link,
+            }),
+            made => made.map_err(failed("make the link", &link)),
+        }
+    }
+
+    /// Removes a link that [`StateDir::link`] made.
+    pub fn unlink(&self, member: &ContainerId) {
+        let link = self.path.with_file_name(member.as_str());
+        if fs::read_link(&link).is_ok_and(|to| Some(to.as_os_str()) == self.path.file_name()) {
+            let _ = fs::remove_file(link);
+        }
+    }
+
     /// Removes it, unless that was done.
     pub(super) fn remove(&self) {
         if self.removed.swap(true, Ordering::Relaxed) {
@@ -235,6 +383,25 @@ impl Drop for StateDir {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// Removes a member's link whose sandbox is gone, or left by a killed owner.
+fn remove_dead_link(link: &Path, id: &ContainerId) -> Result<(), Error> {
+    let sandbox = link.canonicalize();
+    if sandbox.is_ok_and(|sandbox| matches!(Owner::of(&sandbox), Ok(Some(_)))) {
+        return Err(Error::Exists {
+            id: id.clone(),
+            path: link.to_owned(),
+        });
+    }
+    fs::remove_file(link).map_err(failed("remove the link", link))
+}
+
+/// The right to make and undo in a namespace's directory.
+fn turn(namespace: &Path) -> Result<Flock<File>, Error> {
+    let directory = File::open(namespace).map_err(failed("open", namespace))?;
+    Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| failed("lock", namespace)(errno.into()))
 }
 
 /// Removes the directory of an owner that was killed. Its VMM died with it, and nothing else was
@@ -256,6 +423,11 @@ fn undo_leftover(path: &Path, id: &ContainerId) -> Result<(), Error> {
         Err(error) => return Err(failed("open the journal of", path)(error)),
     }
     tracing::info!(path = %path.display(), "removing what a killed sandbox left");
+    for made in Made::read(path).iter().rev() {
+        if let Made::Cgroup { path } = made {
+            cgroup::remove(path).map_err(failed("remove the cgroup", path))?;
+        }
+    }
     remove(path).map_err(failed("remove what a killed sandbox left in", path))
 }
 

@@ -5,8 +5,12 @@
 )]
 
 mod mount;
+mod process;
 
 pub(crate) use mount::{Attributes, move_mount, open_tree, set_attributes};
+pub(crate) use process::{
+    clone_into, close_from, control_terminal, exit_copy, pidfd, pidfd_signal, receive,
+};
 
 use std::{
     os::{
@@ -72,15 +76,19 @@ pub(crate) enum Fork {
     Child,
 }
 
+fn single_threaded() -> std::io::Result<()> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        threads => Err(std::io::Error::other(format!(
+            "the process has {threads} threads and cannot be copied"
+        ))),
+    }
+}
+
 /// Makes a copy of this process, which must have a single thread: others would not be copied, nor
 /// the locks that they hold released.
 pub(crate) fn fork() -> std::io::Result<Fork> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(std::io::Error::other(format!(
-            "the process has {threads} threads and cannot be copied"
-        )));
-    }
+    single_threaded()?;
     // SAFETY: the process has one thread, as was just counted, and it is in no lock here.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
@@ -90,7 +98,7 @@ pub(crate) fn fork() -> std::io::Result<Fork> {
 }
 
 /// A copy of a descriptor with a number of at least `least`, closed on execution.
-fn duplicate(descriptor: &OwnedFd, least: i32) -> std::io::Result<OwnedFd> {
+pub(crate) fn duplicate(descriptor: &OwnedFd, least: i32) -> std::io::Result<OwnedFd> {
     // SAFETY: fcntl with F_DUPFD_CLOEXEC touches no memory.
     let copy = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) };
     if copy < 0 {

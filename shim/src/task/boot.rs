@@ -14,7 +14,7 @@ use crate::{
     bundle::{self, Bundle},
     id::{ContainerId, Namespace},
     pod::{self, Pod, PodPlan},
-    sandbox::{Files, Media, Purpose, Trace},
+    sandbox::{Files, Media, Purpose, Surroundings, Trace},
     text::chain,
 };
 
@@ -51,6 +51,7 @@ pub(super) async fn pod(
         size,
         purpose: Purpose::Containers,
         media: Media::default(),
+        surroundings: Surroundings::default(),
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         deadline: DEADLINE,
     };

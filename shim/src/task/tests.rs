@@ -29,7 +29,7 @@ use super::{
 use crate::{
     id::{ContainerId, Namespace},
     pod::{Pod, PodPlan},
-    sandbox::{Files, Purpose, Size, Trace},
+    sandbox::{Files, Purpose, Size, Surroundings, Trace},
 };
 
 /// A shim that serves a pod, and a client of it.
@@ -70,6 +70,7 @@ impl Shim {
             },
             purpose: Purpose::Containers,
             media: crate::sandbox::Media::default(),
+            surroundings: Surroundings::default(),
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
         };

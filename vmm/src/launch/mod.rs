@@ -38,6 +38,7 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, OFlag, SealFlag, fcntl},
+    sched::{CloneFlags, setns},
     sys::memfd::{MFdFlags, memfd_create},
     sys::wait::{Id, WaitPidFlag, waitid},
     unistd::{getegid, geteuid, pipe2},
@@ -73,6 +74,8 @@ pub struct Launch {
     program: OwnedFd,
     passed: Vec<OwnedFd>,
     stderr: Option<OwnedFd>,
+    network: Option<OwnedFd>,
+    cgroup: Option<OwnedFd>,
 }
 
 impl Launch {
@@ -82,6 +85,8 @@ impl Launch {
             program,
             passed: Vec::new(),
             stderr: None,
+            network: None,
+            cgroup: None,
         }
     }
 
@@ -94,6 +99,16 @@ impl Launch {
     /// Where the VMM's one line about a failure goes; by default the launcher's own stderr.
     pub fn stderr(&mut self, fd: OwnedFd) {
         self.stderr = Some(fd);
+    }
+
+    /// The network namespace that the VMM is in; by default one of its own.
+    pub fn network(&mut self, namespace: OwnedFd) {
+        self.network = Some(namespace);
+    }
+
+    /// The directory of the cgroup v2 that the VMM is in; by default the launcher's.
+    pub fn cgroup(&mut self, directory: OwnedFd) {
+        self.cgroup = Some(directory);
     }
 
     /// Starts the VMM. What `config` names by path is opened first, by the launcher.
@@ -175,6 +190,8 @@ impl Launch {
             go_writer: go_writer.as_raw_fd(),
 
             report: above(report, first_free)?,
+            network: self.network,
+            cgroup: self.cgroup,
             clear_groups: geteuid().is_root(),
         };
         let ours = Prepared {
@@ -273,6 +290,10 @@ fn start_child(
     child: ChildEnds,
     shares_files: bool,
 ) -> Result<(u32, OwnedFd), Error> {
+    if let Some(network) = &child.0.network {
+        // This thread is there for the child alone, which is born into it.
+        setns(network, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Network(errno.into()))?;
+    }
     let (pid, pidfd) = sys::clone_into_jail(&child.0).map_err(Error::namespaces)?;
     drop(child);
     let outcome = write_maps(pid, shares_files).and_then(|()| {
@@ -372,6 +393,9 @@ pub enum Error {
     /// The launcher ran out of something.
     #[error("cannot prepare the VMM's process")]
     Prepare(#[source] io::Error),
+    /// The network namespace cannot be joined.
+    #[error("cannot put the VMM into its network namespace")]
+    Network(#[source] io::Error),
     /// The host does not permit the jail.
     #[error("cannot make the namespaces of the VMM's jail; {advice}")]
     Namespaces {

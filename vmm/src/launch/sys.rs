@@ -36,6 +36,10 @@ pub(super) struct Plan {
     pub(super) go_writer: RawFd,
     /// Where the child reports the step that failed; closed by a successful `execveat`.
     pub(super) report: OwnedFd,
+    /// The network namespace that the launching thread has joined; none is a new one.
+    pub(super) network: Option<OwnedFd>,
+    /// The directory of the cgroup that the child begins in; none is the launcher's.
+    pub(super) cgroup: Option<OwnedFd>,
     /// Whether to give up the supplementary groups.
     pub(super) clear_groups: bool,
 }
@@ -106,7 +110,6 @@ const NAMESPACES: c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWNET
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
 
@@ -123,6 +126,13 @@ pub(super) fn clone_into_jail(plan: &Plan) -> io::Result<(u32, OwnedFd)> {
     // SAFETY: clone_args is plain numbers, for which zero means "not used".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = (NAMESPACES | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND;
+    if plan.network.is_none() {
+        args.flags |= libc::CLONE_NEWNET as u64;
+    }
+    if let Some(cgroup) = &plan.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
     args.pidfd = ptr::from_mut(&mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     let size = size_of::<libc::clone_args>();
@@ -153,6 +163,7 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 
 /// Missing from libc's list for this target's `c_int`: it does not fit into 32 bits.
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 struct Failure {
     step: Step,

@@ -8,7 +8,7 @@ use shim::{
     container::Signals,
     host::Host,
     id::{ContainerId, Namespace},
-    sandbox::{Media, Plan, Purpose, Sandbox, Size, Trace, open_kvm},
+    sandbox::{Media, Plan, Purpose, Sandbox, Size, Surroundings, Trace, open_kvm},
     text,
 };
 use vmm::probe::{API_VERSION, Offer, Speed};
@@ -167,6 +167,7 @@ fn guest(global: &Global, args: &CheckArgs) -> anyhow::Result<Finding> {
         },
         purpose: Purpose::Probe,
         media: Media::default(),
+        surroundings: Surroundings::default(),
         hostname: "check".to_owned(),
         deadline: Duration::from_secs(args.files.start_timeout),
     };

@@ -1,4 +1,5 @@
-//! What can be said on the command line.
+//! What can be said on the command line: the verbs and flags of OCI runtimes,
+//! and a few of our own.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -11,17 +12,22 @@ use super::store::{AccessArgs, StoreArgs};
 #[command(
     name = "bulkhead",
     version,
+    disable_version_flag = true,
+    args_override_self = true,
     after_help = "The exit status is the container's: 128 + n when signal n ended it, 127 for a missing\n\
                   program, 126 for one that cannot be executed. 125 is a failure of bulkhead itself."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
+    /// Print the version
+    #[arg(short = 'v', long)]
+    pub(crate) version: bool,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: Option<Command>,
 }
 
-/// Flags before the command.
+/// Flags of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Directory for the state of containers
@@ -36,6 +42,18 @@ pub(crate) struct Global {
     /// Log what is of use to developers too
     #[arg(long)]
     pub(crate) debug: bool,
+    /// Take linux.cgroupsPath for slice:prefix:name, as systemd lays cgroups out
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// Accepted as other runtimes have it; cgroups are made where that is permitted
+    #[arg(long, value_name = "true|false|auto", hide = true)]
+    pub(crate) rootless: Option<String>,
+    /// Accepted as other runtimes have it; nothing is checkpointed
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) criu: Option<PathBuf>,
+    /// Group that containers belong to
+    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
+    pub(crate) namespace: String,
 }
 
 /// The form of log lines.
@@ -52,8 +70,44 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run a container in a virtual machine of its own
     Run(Box<RunArgs>),
+    /// Make a container whose program waits for `start`
+    Create(CreateArgs),
+    /// Execute the program of a container that was made
+    Start(IdArgs),
+    /// Run a further program in a container
+    Exec(Box<ExecArgs>),
+    /// Print what is known of a container, as JSON
+    State(IdArgs),
+    /// List containers
+    List(ListArgs),
+    /// List the processes of a container
+    Ps(PsArgs),
+    /// Send a signal to a container
+    Kill(KillArgs),
+    /// Remove a container
+    Delete(DeleteArgs),
+    /// Freeze the processes of a container
+    Pause(IdArgs),
+    /// Thaw the processes of a container
+    Resume(IdArgs),
+    /// Change the limits of a container
+    Update(Box<UpdateArgs>),
+    /// Print the counters of a container
+    Events(EventsArgs),
+    /// Write a configuration to begin with
+    Spec(SpecArgs),
+    /// Print what this runtime can do, as JSON
+    Features,
+    /// Not possible yet
+    #[command(hide = true)]
+    Checkpoint(AnyArgs),
+    /// Not possible yet
+    #[command(hide = true)]
+    Restore(AnyArgs),
     /// Say whether this host runs virtual machines, by running one
     Check(CheckArgs),
+    /// Remove what killed processes of bulkhead left behind
+    Gc,
     /// Fetch an image
     Pull(PullArgs),
     /// List the images that are kept
@@ -81,6 +135,34 @@ pub(crate) struct FileArgs {
     pub(crate) start_timeout: u64,
 }
 
+/// What makes a container: `create` and `run`.
+#[derive(Debug, Args)]
+pub(crate) struct MakeArgs {
+    /// Unix socket that gets the master of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// File for the pid of the process that stands for the container
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Memory of the container, or with a bundle of the machine: MiB, or with a unit of b, k, m or g
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<Memory>,
+    /// CPUs of the container, or with a bundle of the machine
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<Cpus>,
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+    /// Accepted as other runtimes have it: in the guest there is nothing to pivot around
+    #[arg(long, hide = true)]
+    pub(crate) no_pivot: bool,
+    /// Accepted as other runtimes have it: the guest's keys are its own
+    #[arg(long, hide = true)]
+    pub(crate) no_new_keyring: bool,
+    /// Further descriptors for the container; none can be given
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub(crate) preserve_fds: u32,
+}
+
 /// `bulkhead run`.
 #[derive(Debug, Args)]
 #[command(
@@ -88,8 +170,8 @@ pub(crate) struct FileArgs {
     override_usage = "bulkhead run [OPTIONS] IMAGE [COMMAND]...\n       bulkhead run [OPTIONS] --bundle DIR ID",
     after_help = "IMAGE is the name of an image that is kept or at a registry, the begin of its id, or one of\n\
                   oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], containers-storage:NAME and\n\
-                  docker-daemon:NAME. With --bundle it is config.json that says what is run, and the argument is\n\
-                  the container's name.\n\n\
+                  docker-daemon:NAME. With --bundle, or in a directory with a config.json, it is that file that says\n\
+                  what is run, and the argument is the container's name.\n\n\
                   The container's root is the image under a layer in the guest's memory, which takes the writes and\n\
                   is gone with the container.\n\n\
                   The machine has the memory and CPUs that the container is limited to (config.json's\n\
@@ -112,17 +194,17 @@ pub(crate) struct RunArgs {
     /// Directory with config.json and the root file system
     #[arg(short, long, value_name = "DIR", conflicts_with_all = OF_IMAGES)]
     pub(crate) bundle: Option<PathBuf>,
-    /// Group that the container belongs to
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    pub(crate) namespace: String,
-    /// Memory of the container, or with --bundle of the machine: MiB, or with a unit of b, k, m or g
-    #[arg(short, long, value_name = "SIZE")]
-    pub(crate) memory: Option<Memory>,
-    /// CPUs of the container, or with --bundle of the machine
-    #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<Cpus>,
     #[command(flatten)]
-    pub(crate) files: FileArgs,
+    pub(crate) make: MakeArgs,
+    /// Return when the container runs
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Leave the container to `delete` when it has ended
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Accepted as other runtimes have it: processes are reaped in the guest
+    #[arg(long, hide = true)]
+    pub(crate) no_subreaper: bool,
     /// Show where the start's time went, on stderr, or as JSON in FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) trace: Option<Option<PathBuf>>,
@@ -234,6 +316,243 @@ pub(crate) enum Pull {
     Always,
     /// Not at all
     Never,
+}
+
+/// `bulkhead create`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct CreateArgs {
+    /// Name for the container, unique in its namespace
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Directory with config.json and the root file system
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    #[command(flatten)]
+    pub(crate) make: MakeArgs,
+}
+
+/// Commands that only need a container.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct IdArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+/// `bulkhead exec`.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "The process is that of the configuration with the flags' changes, or the one in the file of\n\
+                  --process. The exit status is the program's."
+)]
+pub(crate) struct ExecArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// The program and its arguments
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+    /// Unix socket that gets the master of the program's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Its working directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// A variable of its environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Its user and group
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(crate) user: Option<String>,
+    /// A further group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// File with its description, a `process` of config.json
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Return when it runs
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// File for the pid of the process that stands for it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Its label; the virtual machine stands in the place of such profiles
+    #[arg(long, value_name = "LABEL", hide = true)]
+    pub(crate) process_label: Option<String>,
+    /// Its profile; the virtual machine stands in the place of such profiles
+    #[arg(long, value_name = "PROFILE", hide = true)]
+    pub(crate) apparmor: Option<String>,
+    /// Keep it from new privileges
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// A further capability
+    #[arg(short, long, value_name = "CAPABILITY")]
+    pub(crate) cap: Vec<String>,
+    /// Further descriptors for it; none can be given
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub(crate) preserve_fds: u32,
+    /// A cgroup below the container's; none but the container's can be chosen
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub(crate) cgroup: Vec<String>,
+    /// Make it in a frozen container, too
+    #[arg(long)]
+    pub(crate) ignore_paused: bool,
+}
+
+/// `bulkhead list`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct ListArgs {
+    /// How they are printed
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Print names only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `bulkhead ps`.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "The table lists the processes in the guest, by the guest's ids. As JSON the ids are those of the\n\
+                  host's processes that stand for the container and its execs."
+)]
+pub(crate) struct PsArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// How they are printed
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Options of the host's ps; only the table of -ef can be had
+    #[arg(
+        value_name = "OPTION",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        hide = true
+    )]
+    pub(crate) options: Vec<String>,
+}
+
+/// `bulkhead kill`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct KillArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// The signal: a number or a name
+    #[arg(value_name = "SIGNAL", default_value = "SIGTERM")]
+    pub(crate) signal: String,
+    /// Send it to all processes of the container
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+/// `bulkhead delete`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct DeleteArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Kill it first if it runs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+/// `bulkhead update`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct UpdateArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// File with the limits, a `linux.resources` of config.json; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) resources: Option<PathBuf>,
+    /// Weight of its I/O, 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    pub(crate) blkio_weight: Option<u16>,
+    /// Period of the CPU limit, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) cpu_period: Option<u64>,
+    /// CPU time in a period, in microseconds
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// CPU time beside others
+    #[arg(long, value_name = "SHARES")]
+    pub(crate) cpu_share: Option<u64>,
+    /// Period of the real-time limit, in microseconds
+    #[arg(long, value_name = "US", hide = true)]
+    pub(crate) cpu_rt_period: Option<u64>,
+    /// Real-time CPU time in a period, in microseconds
+    #[arg(long, value_name = "US", hide = true, allow_hyphen_values = true)]
+    pub(crate) cpu_rt_runtime: Option<i64>,
+    /// CPUs
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// Memory, in bytes
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory: Option<i64>,
+    /// Memory that is kept for it, in bytes
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_reservation: Option<i64>,
+    /// Memory and swap, in bytes; -1 is no limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<i64>,
+    /// Processes and threads
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+}
+
+/// `bulkhead events`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct EventsArgs {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// How often counters are printed
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub(crate) interval: String,
+    /// Print the counters once
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+/// `bulkhead spec`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub(crate) struct SpecArgs {
+    /// Directory to write config.json to
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// With a user namespace, for a user without privileges
+    #[arg(long)]
+    pub(crate) rootless: bool,
+}
+
+/// Commands that are refused whatever they are given.
+#[derive(Debug, Args)]
+pub(crate) struct AnyArgs {
+    /// Anything
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) rest: Vec<String>,
 }
 
 /// `bulkhead pull`.
@@ -426,7 +745,7 @@ mod tests {
         let words = [
             "bulkhead", "run", "-it", "-m", "1g", "alpine", "ls", "-m", "--help",
         ];
-        let Command::Run(args) = Cli::parse_from(words).command else {
+        let Some(Command::Run(args)) = Cli::parse_from(words).command else {
             panic!("another command");
         };
         assert_eq!(args.target, "alpine");

@@ -1,19 +1,31 @@
-//! `bulkhead run`: one container, from the bundle or image to its exit status.
+//! `bulkhead run`: one container, from the bundle or image to its exit
+//! status.
+//!
+//! In the foreground this process is the pod's, too; detached, or as a member
+//! of another's pod, it is `create` and `start`.
 
-use std::{fs, io, os::fd::AsFd, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    pin::pin,
+};
 
-use anyhow::Context as _;
-use nix::sys::{signal::Signal, sysinfo::sysinfo};
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
 use shim::{
-    bundle::{self, Bundle},
+    bundle::{Role, SizeRequest},
     container::{Signals, Terminal},
     id::{ContainerId, Namespace},
+    oci::{Relay, Request, Server},
     pod::{self, NewContainer, Pod, PodPlan, ProcessId, Root, Stdio},
-    sandbox::{Media, Purpose, Size, Trace},
+    sandbox::Trace,
 };
 
 use super::{
     cli::{Global, RunArgs},
+    home,
+    new::{New, possible, write_pid},
     run_image,
 };
 
@@ -25,41 +37,46 @@ pub(crate) struct Interrupted(pub(crate) Signal);
 /// Runs the container and returns its exit status.
 pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Result<u8> {
     let reading = trace.span("config read");
-    let namespace = Namespace::parse(&args.namespace)?;
-    let Some(path) = &args.bundle else {
-        let mut image = run_image::prepare(&global.root, args)?;
-        let size = size(&image.bundle, bundle::SizeRequest::default())?;
-        let mut plan = plan(
-            global,
-            args,
-            (namespace, image.id.clone()),
-            &image.bundle,
-            size,
-        );
-        plan.size.memory_mib += image.overhead_mib;
-        plan.media = std::mem::take(&mut image.media);
-        let stdin = match args.image_flags.interactive {
-            true => Stdin::Inherited,
-            false => Stdin::Nothing,
-        };
-        // What keeps the bundle's files stays here until the container is over.
-        let (bundle, root) = (image.bundle, Root::Image(image.upper));
-        let _place = image.place;
-        let job = Job::new(plan, bundle, root, stdin, args)?;
+    Namespace::parse(&global.namespace)?;
+    if let Some(bundle) = bundle(args) {
+        let new = New::load(global, (&args.target, &bundle), &args.make)?;
         drop(reading);
-        return job.finish(trace);
+        return match args.detach {
+            true => detached(global, args, new, trace),
+            false => foreground(global, args, new, Stdin::Inherited, trace),
+        };
+    }
+    possible(&args.make)?;
+    if args.detach || args.keep {
+        bail!(
+            "--detach and --keep are not possible with an image yet: what it is run from ends with the command; \
+             leave them out, or name a bundle by --bundle"
+        );
+    }
+    let mut image = run_image::prepare(&global.root, args)?;
+    let request = SizeRequest::default();
+    let mut new = New::of(global, image.id.clone(), image.bundle, request)?;
+    new.root = Root::Image(image.upper);
+    new.media = std::mem::take(&mut image.media);
+    new.size.memory_mib += image.overhead_mib;
+    let stdin = match args.image_flags.interactive {
+        true => Stdin::Inherited,
+        false => Stdin::Nothing,
     };
-    let id = ContainerId::parse(&args.target)?;
-    let bundle = Bundle::load(path)?;
-    let request = bundle::SizeRequest {
-        memory_mib: args.memory.map(|memory| memory.0 >> 20),
-        cpus: args.cpus.map(|cpus| cpus.0.div_ceil(1000)),
-    };
-    let size = size(&bundle, request)?;
-    let plan = plan(global, args, (namespace, id), &bundle, size);
-    let job = Job::new(plan, bundle, Root::Bundle, Stdin::Inherited, args)?;
+    // What keeps the bundle's files stays here until the container is over.
+    let _place = image.place;
     drop(reading);
-    job.finish(trace)
+    foreground(global, args, new, stdin, trace)
+}
+
+/// The bundle that is to be run: the one that is named, or, as with other runtimes, this directory
+/// if it is one and nothing is said that only an image can have.
+fn bundle(args: &RunArgs) -> Option<PathBuf> {
+    let here = || {
+        let named = ContainerId::parse(&args.target).is_ok() && args.command.is_empty();
+        (named && Path::new("config.json").is_file()).then(|| PathBuf::from("."))
+    };
+    args.bundle.clone().or_else(here)
 }
 
 /// What the container reads.
@@ -69,74 +86,132 @@ enum Stdin {
     Nothing,
 }
 
+/// Makes it in this process and returns its exit status.
+fn foreground(
+    global: &Global,
+    args: &RunArgs,
+    mut new: New,
+    stdin: Stdin,
+    trace: &Trace,
+) -> anyhow::Result<u8> {
+    if let Role::Member { sandbox } = new.bundle.role() {
+        bail!(
+            "a member of the pod of {sandbox} cannot be run in the foreground; use --detach, or create and start"
+        );
+    }
+    if args.make.console_socket.is_some() {
+        bail!("cannot use console socket if bulkhead will not detach or allocate tty");
+    }
+    let mut plan = new.plan(global, &args.make);
+    let terminal = match new.bundle.terminal() {
+        true => Some(Terminal::find()?),
+        false => None,
+    };
+    // While this process has one thread.
+    let relay = trace_span(trace, || {
+        let stand = new.stand(Stdio::null(), false)?;
+        stand.spawn().map_err(anyhow::Error::from)
+    })?;
+    if let Err(error) = new.surround(&mut plan, &relay) {
+        relay.discard();
+        return Err(error);
+    }
+    let record = new.record(&relay);
+    let stdio = streams(stdin).context("cannot relay the standard streams")?;
+    let mut container = new.container(stdio, &relay);
+    container.terminal_size = terminal.as_ref().and_then(Terminal::size);
+    let job = Job {
+        plan,
+        container,
+        record,
+        relay,
+        terminal,
+        pid_file: args.make.pid_file.clone(),
+        keep: args.keep,
+        trace_to: args.trace.clone(),
+    };
+    let relay_pid = job.relay.pid;
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(job.run(trace));
+    // Its socket is closed by now, so it ends whatever it was told.
+    shim::oci::reap(relay_pid);
+    outcome
+}
+
+fn trace_span<T>(trace: &Trace, work: impl FnOnce() -> T) -> T {
+    let _span = trace.span("relay spawned");
+    work()
+}
+
+/// Makes and starts it, and returns.
+fn detached(global: &Global, args: &RunArgs, new: New, trace: &Trace) -> anyhow::Result<u8> {
+    let id = new.id.clone();
+    let relay = new.detached(global, &args.make, trace)?;
+    let home = home(global)?;
+    let started = home
+        .ask(&id, &Request::Start { id: id.to_string() })
+        .map_err(anyhow::Error::from)
+        .and_then(|_| write_pid(args.make.pid_file.as_deref(), relay.pid));
+    if let Err(error) = started {
+        home.delete(&id, true)?;
+        relay.reap();
+        return Err(error);
+    }
+    Ok(0)
+}
+
 /// Everything that was read and checked.
 struct Job {
     plan: PodPlan,
-    bundle: Bundle,
-    root: Root,
-    stdin: Stdin,
+    container: NewContainer,
+    record: shim::oci::Record,
+    relay: Relay,
     terminal: Option<Terminal>,
+    pid_file: Option<PathBuf>,
+    keep: bool,
     trace_to: Option<Option<PathBuf>>,
 }
 
 impl Job {
-    fn new(
-        plan: PodPlan,
-        bundle: Bundle,
-        root: Root,
-        stdin: Stdin,
-        args: &RunArgs,
-    ) -> anyhow::Result<Self> {
-        let terminal = match bundle.terminal() {
-            true => Some(Terminal::find()?),
-            false => None,
-        };
-        Ok(Self {
-            plan,
-            bundle,
-            root,
-            stdin,
-            terminal,
-            trace_to: args.trace.clone(),
-        })
-    }
-
-    /// Runs it to its end.
-    fn finish(self, trace: &Trace) -> anyhow::Result<u8> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?
-            .block_on(self.run(trace))
-    }
-
     async fn run(self, trace: &Trace) -> anyhow::Result<u8> {
         let mut signals = Signals::catch().context("cannot catch signals")?;
-        let new = NewContainer {
-            id: self.plan.id.clone(),
-            bundle: self.bundle,
-            root: self.root,
-            stdio: streams(self.stdin).context("cannot relay the standard streams")?,
-            terminal_size: self.terminal.as_ref().and_then(Terminal::size),
-            pid: None,
-            placeholder: false,
-        };
-        let first = ProcessId::first(self.plan.id.clone());
+        let id = self.container.id.clone();
+        let first = ProcessId::first(id.clone());
+        let relay = self.relay;
         let starting = async {
             let pod = Pod::start(self.plan, trace).await?;
-            pod.create(new).await?;
-            Ok::<_, pod::Error>(pod)
+            pod.create(self.container).await?;
+            let server = Server::new(pod)?;
+            server.adopt(self.record, Some(relay.socket))?;
+            Ok::<_, pod::Error>(server)
         };
-        let pod = unless_ended(&mut signals, starting).await??;
+        let server = unless_ended(&mut signals, starting).await??;
+        let pod = server.pod();
+        write_pid(self.pid_file.as_deref(), relay.pid)?;
         let raw = self.terminal.as_ref().map(Terminal::raw).transpose();
         let raw = raw.context("cannot change the mode of the terminal")?;
-        unless_ended(&mut signals, pod.start_process(&first)).await??;
-        keep_trace(&pod, self.trace_to.as_ref())?;
 
-        let status = attend(&pod, &first, &mut signals, self.terminal.as_ref()).await?;
-        let lost = pod.sandbox().death("running the container");
-        pod.shutdown().await;
+        let attending = async {
+            unless_ended(&mut signals, pod.start_process(&first)).await??;
+            keep_trace(pod, self.trace_to.as_ref())?;
+            attend(pod, &first, &mut signals, self.terminal.as_ref()).await
+        };
+        let ending = async {
+            let status = attending.await;
+            let lost = pod.sandbox().death("running the container");
+            if self.keep {
+                server.abandon().await;
+            } else {
+                server.remove(&id).await;
+            }
+            (status, lost)
+        };
+        let ((status, lost), ()) = tokio::join!(ending, server.run());
         drop(raw);
+        let status = status?;
         if let Some(error) = lost {
             return Err(pod::Error::from(error).into());
         }
@@ -147,8 +222,7 @@ impl Job {
     }
 }
 
-/// This process's own streams. A file or pipe is duplicated, so that what the container's streams
-/// do at their end is not done to ours.
+/// This process's own streams.
 fn streams(stdin: Stdin) -> io::Result<Stdio> {
     Ok(Stdio {
         stdin: match stdin {
@@ -217,32 +291,4 @@ fn keep_trace(pod: &Pod, to: Option<&Option<PathBuf>>) -> anyhow::Result<()> {
             .with_context(|| format!("cannot write the trace to {}", path.display()))?;
     }
     Ok(())
-}
-
-fn size(bundle: &Bundle, request: bundle::SizeRequest) -> anyhow::Result<Size> {
-    let host_mib = sysinfo()
-        .context("cannot read the host's memory")?
-        .ram_total()
-        >> 20;
-    Ok(bundle::size(bundle.spec(), request, host_mib)?)
-}
-
-fn plan(
-    global: &Global,
-    args: &RunArgs,
-    (namespace, id): (Namespace, ContainerId),
-    bundle: &Bundle,
-    size: Size,
-) -> PodPlan {
-    PodPlan {
-        state_root: global.root.clone(),
-        namespace,
-        id,
-        files: args.files.files(),
-        size,
-        purpose: Purpose::Containers,
-        media: Media::default(),
-        hostname: bundle.spec().hostname().clone().unwrap_or_default(),
-        deadline: Duration::from_secs(args.files.start_timeout),
-    }
 }

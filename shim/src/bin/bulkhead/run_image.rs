@@ -175,8 +175,8 @@ fn request(args: &RunArgs, hostname: String) -> anyhow::Result<Request> {
             .collect::<Result<_, _>>()?,
         cap_add: flags.cap_add.clone(),
         cap_drop: flags.cap_drop.clone(),
-        memory_bytes: args.memory.map(|memory| memory.0),
-        milli_cpus: args.cpus.map(|cpus| cpus.0),
+        memory_bytes: args.make.memory.map(|memory| memory.0),
+        milli_cpus: args.make.cpus.map(|cpus| cpus.0),
     })
 }
 

@@ -1,0 +1,16 @@
+//! `bulkhead state`: what is known of a container.
+
+use shim::id::ContainerId;
+
+use super::{
+    cli::{Global, IdArgs},
+    home,
+};
+
+/// Prints it.
+pub(crate) fn state(global: &Global, args: &IdArgs) -> anyhow::Result<u8> {
+    let id = ContainerId::parse(&args.id)?;
+    let state = home(global)?.state(&id)?;
+    println!("{}", serde_json::to_string_pretty(&state)?);
+    Ok(0)
+}

@@ -1,0 +1,623 @@
+//! The OCI commands against a stand-in for the VMM, see
+//! `examples/stand_in_vmm.rs`: what callers of a runtime rely on, and that
+//! whatever is killed, and whenever, the next command leaves nothing behind.
+
+use std::{
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixListener, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::{
+        prctl::set_child_subreaper,
+        signal::{Signal, kill},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+/// The tests look for this program's processes and mounts, so they take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many times something is repeated; more by an environment variable.
+fn rounds(few: usize) -> usize {
+    let asked = std::env::var("BULKHEAD_ROUNDS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(few)
+}
+
+/// A directory with everything that a container is made from, and the state of those made.
+struct Host {
+    directory: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a command leaves running becomes our child, as it becomes that of an engine's monitor.
+        set_child_subreaper(true).expect("a subreaper");
+        let host = Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            _turn: turn,
+        };
+        fs::write(host.path("kernel"), "boot").expect("written");
+        let mut image = vec![0; 8192];
+        image[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
+        image[1036] = 12;
+        image[1060] = 2;
+        fs::write(host.path("image"), image).expect("written");
+        host.bundle("bundle", &["wait"], |_| {});
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    /// A bundle in which the stand-in does as `args` say.
+    fn bundle(&self, name: &str, args: &[&str], change: impl FnOnce(&mut Value)) {
+        let mut config = json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "hostname": "web-0",
+            "linux": {"namespaces": [
+                {"type": "network"}, {"type": "mount"}, {"type": "pid"}, {"type": "uts"}, {"type": "ipc"}
+            ]}
+        });
+        change(&mut config);
+        fs::create_dir_all(self.path(name).join("rootfs/precious")).expect("made");
+        fs::write(self.path(name).join("config.json"), config.to_string()).expect("written");
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        command
+            .arg("--root")
+            .arg(self.path("state"))
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `verb` with the files that a machine is made from.
+    fn making(&self, verb: &[&str], id: &str) -> Command {
+        let mut command = self.command(verb);
+        command
+            .arg("--vmm")
+            .arg(stand_in())
+            .arg("--kernel")
+            .arg(self.path("kernel"))
+            .arg("--image")
+            .arg(self.path("image"))
+            .arg(id);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("starts")
+    }
+
+    /// The output of a command that succeeds.
+    fn ok(&self, args: &[&str]) -> String {
+        said(&self.run(args))
+    }
+
+    /// The complaint of a command that fails.
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Makes a container and returns the pid that stands for it.
+    fn create(&self, bundle: &str, id: &str) -> Pid {
+        let file = self.text("pid");
+        let bundle = self.text(bundle);
+        let verb = ["create", "--bundle", &bundle, "--pid-file", &file];
+        self.made(self.making(&verb, id));
+        let pid = fs::read_to_string(&file).expect("a pid file");
+        Pid::from_raw(pid.parse().expect("a number"))
+    }
+
+    /// Runs a command whose container keeps its streams, so that there is no end to wait for.
+    fn made(&self, mut command: Command) {
+        let words = tempfile::NamedTempFile::new().expect("a file");
+        let stderr = words.reopen().expect("opened");
+        let status = command.stdout(Stdio::null()).stderr(stderr).status();
+        let words = fs::read_to_string(words.path()).expect("read");
+        assert!(status.expect("starts").success(), "{words}");
+    }
+
+    fn state(&self, id: &str) -> Value {
+        serde_json::from_str(&self.ok(&["state", id])).expect("json")
+    }
+
+    fn status(&self, id: &str) -> String {
+        self.state(id)["status"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    fn await_status(&self, id: &str, status: &str) {
+        eventually(status, || self.status(id) == status);
+    }
+
+    /// The process that made the pod of `id`.
+    fn owner(&self, id: &str) -> Pid {
+        let journal = self.path("state/default").join(id).join("journal");
+        let journal = fs::read_to_string(journal).expect("a journal");
+        let first: Value =
+            serde_json::from_str(journal.lines().next().expect("a line")).expect("json");
+        Pid::from_raw(first["owner"].as_i64().expect("a pid") as i32)
+    }
+
+    /// No directory, mount, process or cgroup; and the root file systems are whole.
+    fn assert_nothing_is_left(&self) {
+        let state = self.path("state/default");
+        let left = || -> Vec<PathBuf> {
+            let entries = fs::read_dir(&state).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).collect()
+        };
+        eventually("an empty directory", || left().is_empty());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        assert!(!mounts.contains(&self.text("")), "{mounts}");
+        eventually("no processes", || {
+            reap();
+            processes(&self.text("")).is_empty()
+        });
+        assert!(self.path("bundle/rootfs/precious").exists());
+    }
+}
+
+fn said(output: &Output) -> String {
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {words}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stand_in() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let target = test.ancestors().nth(2).expect("deps is in the target");
+    target.join("examples/stand_in_vmm")
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Takes the statuses of what has become our child and ended.
+fn reap() {
+    use nix::sys::wait::WaitPidFlag;
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
+    {
+    }
+}
+
+/// The status with which our child `pid` ends.
+fn ended(pid: Pid) -> i32 {
+    match waitpid(pid, None).expect("our child") {
+        WaitStatus::Exited(_, status) => status,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Relays, pods' processes and stand-ins that have to do with `directory`.
+fn processes(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ours = entries.filter_map(|entry| {
+        let path = entry.path();
+        let line = fs::read_to_string(path.join("cmdline")).ok()?;
+        let program = fs::read_link(path.join("exe")).ok()?;
+        let name = program.file_name()?.to_string_lossy().into_owned();
+        let ours = line.contains(directory)
+            || (["bulkhead-relay", "stand_in_vmm"].contains(&name.as_str())
+                && parent(&path)? == std::process::id());
+        ours.then_some(line)
+    });
+    ours.collect()
+}
+
+fn parent(process: &Path) -> Option<u32> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+fn end(pid: Pid) {
+    // It may have ended by itself.
+    let _ = kill(pid, Signal::SIGKILL);
+}
+
+#[test]
+fn a_container_goes_through_the_verbs_and_its_pid_is_its() {
+    let host = Host::new();
+    let pid = host.create("bundle", "web");
+    let state = host.state("web");
+    assert_eq!(state["status"], "created");
+    assert_eq!(state["pid"], pid.as_raw());
+    assert_eq!(state["bundle"], host.text("bundle"));
+    let namespace =
+        |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("there");
+    for kind in ["net", "mnt", "pid", "uts", "ipc"] {
+        assert_ne!(
+            namespace(&pid.to_string(), kind),
+            namespace("self", kind),
+            "{kind}"
+        );
+    }
+    let line = fs::read(format!("/proc/{pid}/cmdline")).expect("there");
+    assert_eq!(line, b"wait\0");
+
+    host.ok(&["start", "web"]);
+    assert!(
+        host.refused(&["start", "web"])
+            .contains("cannot start an already running container")
+    );
+    let again = host
+        .making(&["create", "--bundle", &host.text("bundle")], "web")
+        .output();
+    let again = String::from_utf8_lossy(&again.expect("starts").stderr).into_owned();
+    assert!(
+        again.contains("container with given ID already exists"),
+        "{again}"
+    );
+    assert!(
+        host.refused(&["delete", "web"])
+            .contains("that is not stopped: running")
+    );
+    let list: Value = serde_json::from_str(&host.ok(&["list", "--format", "json"])).expect("json");
+    assert_eq!(list[0]["id"], "web");
+    assert_eq!(list[0]["status"], "running");
+    assert_eq!(host.ok(&["list", "-q"]), "web\n");
+    assert_eq!(host.ok(&["ps", "-f", "json", "web"]), format!("[{pid}]\n"));
+
+    assert!(
+        host.refused(&["kill", "web", "FOO"])
+            .contains("unknown signal \"FOO\"")
+    );
+    host.ok(&["kill", "web", "SIGUSR1"]);
+    assert_eq!(ended(pid), 128 + 10);
+    host.await_status("web", "stopped");
+    assert_eq!(host.state("web")["pid"], 0);
+    assert!(
+        host.refused(&["kill", "web"])
+            .contains("container not running")
+    );
+    assert!(
+        host.refused(&["exec", "web", "x"])
+            .contains("cannot exec in a stopped container")
+    );
+    host.ok(&["delete", "web"]);
+    assert!(
+        host.refused(&["delete", "web"])
+            .contains("container does not exist")
+    );
+    assert!(
+        host.refused(&["state", "web"])
+            .contains("container does not exist")
+    );
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
+fn signals_to_the_pid_reach_the_process_and_its_status_comes_back() {
+    let host = Host::new();
+    let pid = host.create("bundle", "web");
+    host.ok(&["start", "web"]);
+    kill(pid, Signal::SIGTERM).expect("sent");
+    assert_eq!(ended(pid), 143);
+    host.await_status("web", "stopped");
+    host.ok(&["delete", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
+fn a_program_that_is_missing_is_told_in_the_words_and_with_the_status_that_engines_know() {
+    let host = Host::new();
+    host.bundle("missing", &["missing"], |_| {});
+    let log = host.text("log");
+    host.create("missing", "web");
+    let output = host.run(&["--log", &log, "--log-format", "json", "start", "web"]);
+    assert_eq!(output.status.code(), Some(127));
+    let record: Value =
+        serde_json::from_str(&fs::read_to_string(&log).expect("read")).expect("one record");
+    assert!(
+        record["msg"]
+            .as_str()
+            .is_some_and(|text| text.contains("no such")),
+        "{record}"
+    );
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
+fn the_console_socket_gets_the_terminal() {
+    let host = Host::new();
+    host.bundle("terminal", &["cat"], |config| {
+        config["process"]["terminal"] = json!(true)
+    });
+    let socket = host.text("console.sock");
+    let listener = UnixListener::bind(&socket).expect("bound");
+    let bundle = host.text("terminal");
+    let verb = ["create", "--bundle", &bundle, "--console-socket", &socket];
+    host.made(host.making(&verb, "web"));
+    let (stream, _) = listener.accept().expect("accepted");
+    let mut master = fs::File::from(received(&stream));
+    host.ok(&["start", "web"]);
+    std::io::Write::write_all(&mut master, b"hello\n").expect("written");
+    let mut echo = [0; 6];
+    std::io::Read::read_exact(&mut master, &mut echo).expect("read");
+    assert_eq!(&echo, b"hello\n");
+    let bare = host
+        .making(&["create", "--bundle", &bundle], "other")
+        .output();
+    let bare = String::from_utf8_lossy(&bare.expect("starts").stderr).into_owned();
+    assert!(bare.contains("without setting console socket"), "{bare}");
+    host.ok(&["delete", "-f", "web"]);
+    host.assert_nothing_is_left();
+}
+
+/// The descriptor that comes with a message.
+#[expect(unsafe_code, reason = "descriptors come as numbers")]
+fn received(stream: &std::os::unix::net::UnixStream) -> OwnedFd {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+    use std::os::fd::{AsRawFd, FromRawFd};
+    let mut bytes = [0; 64];
+    let mut slices = [std::io::IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!([i32; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags);
+    let message = message.expect("received");
+    let mut controls = message.cmsgs().expect("whole");
+    match controls.next() {
+        // SAFETY: the kernel has just made the descriptor for this process.
+        Some(ControlMessageOwned::ScmRights(fds)) => unsafe { OwnedFd::from_raw_fd(fds[0]) },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hooks_of_the_host_run_in_their_turn_with_the_state() {
+    let host = Host::new();
+    let log = host.text("hooks");
+    let hook = |name: &str| {
+        let script = format!("echo {name} >> {log}; cat >> {log}; echo >> {log}");
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
+    };
+    host.bundle("hooked", &["wait"], |config| {
+        config["hooks"] = json!({
+            "prestart": hook("prestart"), "createRuntime": hook("createRuntime"),
+            "poststart": hook("poststart"), "poststop": hook("poststop")
+        });
+    });
+    let pid = host.create("hooked", "web");
+    host.ok(&["start", "web"]);
+    host.ok(&["delete", "--force", "web"]);
+    let text = fs::read_to_string(&log).expect("written");
+    let lines: Vec<&str> = text.lines().collect();
+    let names: Vec<&str> = lines.iter().step_by(2).copied().collect();
+    assert_eq!(
+        names,
+        ["prestart", "createRuntime", "poststart", "poststop"]
+    );
+    let told: Value = serde_json::from_str(lines[1]).expect("json");
+    assert_eq!(told["status"], "creating");
+    assert_eq!(told["pid"], pid.as_raw());
+    assert_eq!(told["id"], "web");
+    host.assert_nothing_is_left();
+
+    host.bundle("hooked", &["wait"], |config| {
+        config["hooks"] = json!({"prestart": [{"path": "/bin/false"}]});
+    });
+    let bundle = host.text("hooked");
+    let output = host
+        .making(&["create", "--bundle", &bundle], "web")
+        .output();
+    let words = String::from_utf8_lossy(&output.expect("starts").stderr).into_owned();
+    assert!(words.contains("error running prestart hook #0"), "{words}");
+    host.assert_nothing_is_left();
+}
+
+#[test]
+fn a_member_joins_the_pod_of_its_sandbox_and_both_live_and_end_apart() {
+    let host = Host::new();
+    let sandbox = host.create("bundle", "infra");
+    host.ok(&["start", "infra"]);
+    host.bundle("member", &["wait"], |config| {
+        config["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": "container",
+            "io.kubernetes.cri-o.SandboxID": "infra"
+        });
+        config["linux"]["namespaces"] = json!([
+            {"type": "network", "path": format!("/proc/{sandbox}/ns/net")},
+            {"type": "ipc", "path": format!("/proc/{sandbox}/ns/ipc")},
+            {"type": "uts", "path": format!("/proc/{sandbox}/ns/uts")},
+            {"type": "mount"}, {"type": "pid"}
+        ]);
+    });
+    let member = host.create("member", "app");
+    host.ok(&["start", "app"]);
+    let namespace = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/net")).expect("there");
+    assert_eq!(namespace(sandbox), namespace(member));
+    assert_eq!(host.ok(&["list", "-q"]), "app\ninfra\n");
+    let owner = host.owner("infra");
+    assert_eq!(owner, host.owner("app"), "one process for the pod");
+
+    host.ok(&["kill", "infra", "9"]);
+    assert_eq!(ended(sandbox), 137);
+    assert_eq!(host.status("app"), "running");
+    host.ok(&["delete", "infra"]);
+    host.ok(&["delete", "--force", "app"]);
+    assert_eq!(ended(member), 137);
+    host.assert_nothing_is_left();
+
+    let bundle = host.text("member");
+    fs::write(
+        host.path("member/config.json"),
+        fs::read_to_string(host.path("member/config.json"))
+            .expect("read")
+            .replace(&format!("/proc/{sandbox}/"), "/proc/self/"),
+    )
+    .expect("written");
+    let alone = host
+        .making(&["create", "--bundle", &bundle], "app")
+        .output();
+    let alone = String::from_utf8_lossy(&alone.expect("starts").stderr).into_owned();
+    assert!(
+        alone.contains("the sandbox infra of the container does not run"),
+        "{alone}"
+    );
+    host.assert_nothing_is_left();
+}
+
+#[test]
+fn whichever_process_is_killed_the_others_tell_and_nothing_is_left() {
+    let host = Host::new();
+    // The VMM: the pod's process lives on and knows.
+    let pid = host.create("bundle", "web");
+    host.ok(&["start", "web"]);
+    let children = format!("/proc/{0}/task", host.owner("web"));
+    let vmms = fs::read_dir(children)
+        .expect("tasks")
+        .flatten()
+        .filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("children")).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        });
+    vmms.for_each(|vmm| end(Pid::from_raw(vmm)));
+    assert_eq!(ended(pid), 137);
+    host.await_status("web", "stopped");
+    host.ok(&["delete", "web"]);
+    host.assert_nothing_is_left();
+
+    // The relay: what it stood for is killed.
+    let pid = host.create("bundle", "web");
+    host.ok(&["start", "web"]);
+    end(pid);
+    host.await_status("web", "stopped");
+    host.ok(&["delete", "web"]);
+    host.assert_nothing_is_left();
+
+    // The pod's process: everything dies, and the records tell of it.
+    let pid = host.create("bundle", "web");
+    host.ok(&["start", "web"]);
+    end(host.owner("web"));
+    assert_eq!(ended(pid), 137);
+    host.await_status("web", "stopped");
+    assert_eq!(host.state("web")["pid"], 0);
+    assert!(
+        host.refused(&["start", "web"])
+            .contains("container not running")
+    );
+    host.ok(&["delete", "web"]);
+    host.assert_nothing_is_left();
+
+    // And without a name: by the collection, and by the next container of that name.
+    host.create("bundle", "web");
+    end(host.owner("web"));
+    eventually("an abandoned pod", || host.ok(&["gc"]) == "web\n");
+    host.assert_nothing_is_left();
+    host.create("bundle", "web");
+    end(host.owner("web"));
+    host.await_status("web", "stopped");
+    host.create("bundle", "web");
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+/// Kills the command, or the pod's process that it has made, after ever longer times.
+fn killed_at_each_point(host: &Host, which: impl Fn(&Host, Pid) -> Option<Pid>) {
+    let mut at = Duration::ZERO;
+    let begin = Instant::now();
+    host.create("bundle", "web");
+    host.ok(&["delete", "--force", "web"]);
+    let step = begin.elapsed() / 2 / rounds(12) as u32;
+    for _ in 0..rounds(12) {
+        let bundle = host.text("bundle");
+        let mut command = host.making(&["create", "--bundle", &bundle], "web");
+        // A group of its own, as engines start it.
+        command
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().expect("starts");
+        std::thread::sleep(at);
+        if let Some(pid) = which(host, Pid::from_raw(child.id() as i32)) {
+            end(pid);
+        }
+        let _ = child.wait();
+        host.ok(&["delete", "--force", "web"]);
+        host.assert_nothing_is_left();
+        at += step;
+    }
+}
+
+#[test]
+fn a_create_that_is_killed_at_any_point_leaves_nothing() {
+    let host = Host::new();
+    killed_at_each_point(&host, |_, command| Some(command));
+}
+
+#[test]
+fn a_pod_that_is_killed_at_any_point_of_its_start_leaves_nothing() {
+    let host = Host::new();
+    killed_at_each_point(&host, |host, _| {
+        let journal = fs::read_to_string(host.path("state/default/web/journal")).ok()?;
+        let first: Value = serde_json::from_str(journal.lines().next()?).ok()?;
+        Some(Pid::from_raw(first["owner"].as_i64()? as i32))
+    });
+}
+
+#[test]
+fn many_cycles_and_many_at_once_leave_nothing() {
+    let host = Host::new();
+    for _ in 0..rounds(10) {
+        host.create("bundle", "web");
+        host.ok(&["start", "web"]);
+        host.ok(&["delete", "--force", "web"]);
+        reap();
+    }
+    host.assert_nothing_is_left();
+
+    let names: Vec<String> = (0..8).map(|number| format!("web-{number}")).collect();
+    std::thread::scope(|scope| {
+        for name in &names {
+            let host = &host;
+            scope.spawn(move || {
+                let bundle = host.text("bundle");
+                host.made(host.making(&["create", "--bundle", &bundle], name));
+                host.ok(&["start", name]);
+                // Twice at once is as good as once.
+                std::thread::scope(|both| {
+                    for _ in 0..2 {
+                        both.spawn(|| host.ok(&["delete", "--force", name]));
+                    }
+                });
+            });
+        }
+    });
+    host.assert_nothing_is_left();
+}
