@@ -1,0 +1,249 @@
+//! The verbs of OCI runtimes on a real guest: one container from `create` to
+//! `delete`, by the commands that engines give.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::{
+        prctl::set_child_subreaper,
+        signal::{Signal, kill},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use system_tests::{
+    container::{Bundle, pss_kib},
+    guest::bin,
+};
+
+/// Enough for a busy lab machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A container of the command line.
+struct Container {
+    bundle: Bundle,
+    /// What stands for it.
+    pid: Pid,
+}
+
+impl Container {
+    /// Makes one in which `script` runs, its output in a file.
+    fn create(script: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+        // As an engine's monitor does, to adopt what the command leaves running.
+        set_child_subreaper(true)?;
+        let bundle = Bundle::new(&["sh", "-c", script])?;
+        bundle.edit(change)?;
+        let pid_file = bundle.path().join("pid");
+        let output = File::create(bundle.path().join("output"))?;
+        let status = Command::new(bin("bulkhead")?)
+            .arg("--root")
+            .arg(bundle.path().join("state"))
+            .args(["create", "--start-timeout", "100", "--bundle"])
+            .arg(bundle.path())
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg("web")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .status()?;
+        let pid = fs::read_to_string(&pid_file).unwrap_or_default();
+        let container = Self {
+            pid: Pid::from_raw(pid.parse().unwrap_or(0)),
+            bundle,
+        };
+        ensure!(status.success(), "create: {}", container.output()?);
+        Ok(container)
+    }
+
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(bin("bulkhead")?);
+        command
+            .arg("--root")
+            .arg(self.bundle.path().join("state"))
+            .args(args)
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<Output> {
+        Ok(self.command(args)?.output()?)
+    }
+
+    /// The output of a command that succeeds.
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let output = self.run(args)?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{args:?}: {words}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn status(&self) -> Result<String> {
+        let state: Value = serde_json::from_str(&self.ok(&["state", "web"])?)?;
+        Ok(state["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn output(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.bundle.path().join("output"))?)
+    }
+
+    /// The status with which the pid ends, as a monitor sees it.
+    fn ended(&self) -> Result<i32> {
+        match waitpid(self.pid, None)? {
+            WaitStatus::Exited(_, status) => Ok(status),
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    /// The pod's process: the one that the journal names.
+    fn owner(&self) -> Result<Pid> {
+        let journal = fs::read_to_string(self.state().join("journal"))?;
+        let first: Value = serde_json::from_str(journal.lines().next().context("empty")?)?;
+        Ok(Pid::from_raw(
+            first["owner"].as_i64().context("no pid")? as i32
+        ))
+    }
+
+    fn state(&self) -> PathBuf {
+        self.bundle.path().join("state/default/web")
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_container_goes_through_every_verb() -> Result<()> {
+    let script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done";
+    let web = Container::create(script, |_| {})?;
+    assert_eq!(web.status()?, "created");
+    assert_eq!(web.output()?, "");
+    web.ok(&["start", "web"])?;
+    eventually("its first word", || Ok(web.output()? == "up\n"))?;
+
+    let exec = web.run(&[
+        "exec",
+        "-u",
+        "5:6",
+        "-e",
+        "A=b",
+        "web",
+        "sh",
+        "-c",
+        "echo $A; exit 9",
+    ])?;
+    assert_eq!(
+        (exec.status.code(), &exec.stdout[..]),
+        (Some(9), &b"b\n"[..])
+    );
+    let missing = web.run(&["exec", "web", "nope"])?;
+    assert_eq!(missing.status.code(), Some(127));
+    let words = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(
+        words.contains("executable file not found in $PATH"),
+        "{words}"
+    );
+
+    let table = web.ok(&["ps", "web"])?;
+    assert!(table.contains("trap 'exit 5' TERM"), "{table}");
+    web.ok(&["pause", "web"])?;
+    assert_eq!(web.status()?, "paused");
+    web.ok(&["resume", "web"])?;
+    assert_eq!(web.status()?, "running");
+    web.ok(&["update", "--pids-limit", "77", "web"])?;
+    let stats: Value = serde_json::from_str(&web.ok(&["events", "--stats", "web"])?)?;
+    assert_eq!(stats["data"]["pids"]["limit"], 77);
+    assert!(stats["data"]["cpu"]["usage"]["total"].as_u64() > Some(0));
+
+    let (shim, relay) = (pss_kib(web.owner()?)?, pss_kib(web.pid)?);
+    assert!(shim < 10 * 1024, "the pod's process takes {shim} KiB");
+    assert!(relay < 1024, "the relay takes {relay} KiB");
+
+    kill(web.pid, Signal::SIGTERM)?;
+    assert_eq!(web.ended()?, 5);
+    eventually("its end", || Ok(web.status()? == "stopped"))?;
+    web.ok(&["delete", "web"])?;
+    web.bundle.nothing_is_left()
+}
+
+#[test]
+fn a_machine_that_dies_is_told_at_once_with_its_last_lines_and_leaves_nothing() -> Result<()> {
+    let web = Container::create("sleep 1000", |_| {})?;
+    web.ok(&["start", "web"])?;
+    let owner = web.owner()?;
+    let children = fs::read_dir(format!("/proc/{owner}/task"))?.flatten();
+    let children =
+        children.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: String = children.collect();
+    let vmm = children
+        .split_whitespace()
+        .next()
+        .context("no VMM")?
+        .parse()?;
+    kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
+    let begin = Instant::now();
+    assert_eq!(web.ended()?, 137);
+    ensure!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    eventually("its end", || Ok(web.status()? == "stopped"))?;
+    let log = fs::read_to_string(web.state().join("log"))?;
+    assert!(log.contains("the VMM was killed by signal 9"), "{log}");
+    web.ok(&["delete", "web"])?;
+    web.bundle.nothing_is_left()
+}
+
+#[test]
+fn members_of_a_pod_share_its_machine_and_network_and_end_apart() -> Result<()> {
+    let infra = Container::create("sleep 1000", |_| {})?;
+    infra.ok(&["start", "web"])?;
+    let app = Bundle::new(&["sh", "-c", "hostname; sleep 1000"])?;
+    std::os::unix::fs::symlink("busybox", app.rootfs().join("bin/hostname"))?;
+    app.edit(|config| {
+        config["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": "container",
+            "io.kubernetes.cri-o.SandboxID": "web"
+        });
+        let path = |kind: &str| format!("/proc/{}/ns/{kind}", infra.pid);
+        config["linux"]["namespaces"] = json!([
+            {"type": "network", "path": path("net")}, {"type": "ipc", "path": path("ipc")},
+            {"type": "uts", "path": path("uts")}, {"type": "mount"}, {"type": "pid"}
+        ]);
+        config
+            .as_object_mut()
+            .map(|config| config.remove("hostname"));
+    })?;
+    let output = app.path().join("output");
+    let file = File::create(&output)?;
+    let bundle = app.path().to_string_lossy().into_owned();
+    let run = infra
+        .command(&["run", "--detach", "--bundle", &bundle, "app"])?
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()?;
+    let said = || fs::read_to_string(&output);
+    ensure!(run.success(), "{}", said()?);
+    // The sandbox's, by `runc spec`.
+    eventually("its host name", || Ok(said()? == "runc\n"))?;
+    assert_eq!(infra.ok(&["list", "-q"])?, "app\nweb\n");
+    infra.ok(&["delete", "--force", "web"])?;
+    let state: Value = serde_json::from_str(&infra.ok(&["state", "app"])?)?;
+    assert_eq!(state["status"], "running");
+    infra.ok(&["delete", "--force", "app"])?;
+    infra.bundle.nothing_is_left()
+}
