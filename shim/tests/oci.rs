@@ -322,6 +322,32 @@ fn a_container_goes_through_the_verbs_and_its_pid_is_its() {
 }
 
 #[test]
+fn the_files_of_the_pid_are_the_containers_and_not_the_hosts() {
+    let host = Host::new();
+    fs::create_dir(host.path("data")).expect("made");
+    fs::write(host.path("data/inside"), "").expect("written");
+    let data = host.text("data");
+    host.bundle("files", &["wait"], |config| {
+        config["mounts"] = json!([
+            {"destination": "/precious", "type": "bind", "source": data, "options": ["rbind", "ro"]}
+        ]);
+    });
+    let pid = host.create("files", "web");
+    // Engines join the mount namespace of the pid, and so get its root, to copy files.
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    eventually("the container's root", || !root.join("etc/passwd").exists());
+    assert!(root.join("precious/inside").exists());
+    let written = fs::write(root.join("precious/inside"), "x").expect_err("read-only");
+    assert_eq!(written.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("mounts");
+    assert!(mounts.lines().count() <= 3, "{mounts}");
+    let working = fs::read_link(format!("/proc/{pid}/cwd")).expect("a directory");
+    assert_eq!(working, Path::new("/"));
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
 fn signals_to_the_pid_reach_the_process_and_its_status_comes_back() {
     let host = Host::new();
     let pid = host.create("bundle", "web");

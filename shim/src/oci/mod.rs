@@ -24,6 +24,7 @@ mod record;
 mod relay;
 mod server;
 pub mod signal;
+mod tree;
 
 pub use client::{Client, Error as ClientError};
 pub use console::{Console, Error as ConsoleError};
@@ -36,6 +37,7 @@ pub use relay::{
     random, reap, stand,
 };
 pub use server::Server;
+pub use tree::leave_host;
 
 /// Closes every descriptor but the standard streams, which are all that the caller is to have
 /// given: pipes of its own that it forgot would otherwise be held open for a container's life.

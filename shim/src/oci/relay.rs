@@ -26,7 +26,6 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::OFlag,
-    mount::{MsFlags, mount},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
     sys::{
@@ -34,12 +33,14 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair},
     },
-    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execv, pipe2, setsid},
+    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setsid},
 };
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType};
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::tree::{self, Tree};
 use crate::{
+    bundle::Bundle,
     pod::Stdio,
     sys::{self, Fork},
 };
@@ -75,6 +76,8 @@ pub struct Stand {
     make: Vec<LinuxNamespaceType>,
     join: Vec<Joined>,
     hostname: Option<String>,
+    /// What its mount namespace consists of, if that is to be made.
+    tree: Option<Tree>,
     mappings: Option<(String, String)>,
     stdio: Stdio,
     /// Whether the streams are a terminal, which it takes.
@@ -104,7 +107,8 @@ impl Stand {
     ///
     /// # Errors
     /// When a namespace's path is none.
-    pub fn for_container(spec: &Spec) -> Result<Self, Error> {
+    pub fn for_container(bundle: &Bundle) -> Result<Self, Error> {
+        let spec = bundle.spec();
         let mut stand = Self {
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             ..Self::default()
@@ -129,6 +133,9 @@ impl Stand {
                 lines.collect::<String>()
             };
             stand.mappings = Some((map(linux.uid_mappings()), map(linux.gid_mappings())));
+        }
+        if stand.make.contains(&LinuxNamespaceType::Mount) {
+            stand.tree = Some(Tree::of(bundle).map_err(of("copy its mounts"))?);
         }
         Ok(stand)
     }
@@ -291,8 +298,10 @@ impl Stand {
                 .map_err(io_step("wait for its ids"))?;
         }
         unshare(self.flags()).map_err(step("make its namespaces"))?;
-        if self.make.contains(&LinuxNamespaceType::Mount) {
-            self.mounts().map_err(step("part its mounts"))?;
+        if let Some(tree) = &self.tree {
+            let own_processes = self.make.contains(&LinuxNamespaceType::Pid);
+            tree.enter(own_processes)
+                .map_err(step("enter the container's root"))?;
         }
         if let (Some(name), true) = (&self.hostname, self.make.contains(&LinuxNamespaceType::Uts)) {
             nix::unistd::sethostname(name).map_err(step("set its host name"))?;
@@ -308,8 +317,13 @@ impl Stand {
         if arguments.is_empty() {
             arguments.push(program.clone());
         }
+        let environment = match self.tree {
+            Some(_) => vec![tree::HOST_BELOW],
+            None => Vec::new(),
+        };
         let socket = place(socket).map_err(io_step("place its socket"))?;
-        let failed = execv(&program, &arguments).map_err(step("execute bulkhead-relay"));
+        let failed =
+            execve(&program, &arguments, &environment).map_err(step("execute bulkhead-relay"));
         drop(socket);
         failed
     }
@@ -321,22 +335,6 @@ impl Stand {
             kind => Some(flag(*kind)),
         });
         flags.fold(CloneFlags::empty(), CloneFlags::union)
-    }
-
-    /// What is unmounted on the host is here, too. Those who look into this process's mounts see
-    /// its pid namespace in /proc, where the host's /proc can be covered.
-    fn mounts(&self) -> nix::Result<()> {
-        let nothing = None::<&str>;
-        let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-        mount(nothing, "/", nothing, slave, nothing)?;
-        if self.make.contains(&LinuxNamespaceType::Pid) {
-            let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            match mount(Some("proc"), "/proc", Some("proc"), harmless, nothing) {
-                Ok(()) | Err(Errno::EPERM) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
     }
 
     fn streams(&self) -> io::Result<()> {

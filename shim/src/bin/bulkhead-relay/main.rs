@@ -9,8 +9,10 @@ use std::{os::fd::AsFd, process::ExitCode};
 mod sys;
 
 fn main() -> ExitCode {
-    let stood =
-        sys::socket().and_then(|socket| shim::oci::stand(socket.as_fd(), sys::terminal_size));
+    let stood = sys::socket().and_then(|socket| {
+        shim::oci::leave_host()?;
+        shim::oci::stand(socket.as_fd(), sys::terminal_size)
+    });
     match stood {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

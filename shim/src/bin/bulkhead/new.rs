@@ -118,7 +118,7 @@ impl New {
         let process = spec.process().as_ref();
         let arguments = process.and_then(|process| process.args().clone());
         let arguments = arguments.unwrap_or_default();
-        Ok(Stand::for_container(spec)?.called(arguments, stdio, terminal))
+        Ok(Stand::for_container(&self.bundle)?.called(arguments, stdio, terminal))
     }
 
     /// Its record.
