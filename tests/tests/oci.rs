@@ -19,6 +19,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use system_tests::{
+    client::terminal::Terminal,
     container::{Bundle, pss_kib},
     guest::bin,
 };
@@ -156,6 +157,20 @@ fn a_container_goes_through_every_verb() -> Result<()> {
         words.contains("executable file not found in $PATH"),
         "{words}"
     );
+
+    // Engines leave out of such a file what is as usual.
+    let file = web.bundle.path().join("process.json");
+    let process = json!({"args": ["sh", "-c", "exit 6"], "cwd": "/", "env": ["PATH=/bin"]});
+    fs::write(&file, process.to_string())?;
+    let exec = web.run(&["exec", "--process", &file.to_string_lossy(), "web"])?;
+    assert_eq!(exec.status.code(), Some(6), "{exec:?}");
+
+    // It knows the size of its terminal from the first moment on.
+    let exec = web.command(&["exec", "-t", "web", "sh", "-c", "stty size; exit 7"])?;
+    let mut terminal = Terminal::start(exec, 30, 90)?;
+    terminal.shows("30 90")?;
+    let (status, shown) = terminal.end()?;
+    assert_eq!(status, 7, "{shown}");
 
     let table = web.ok(&["ps", "web"])?;
     assert!(table.contains("trap 'exit 5' TERM"), "{table}");

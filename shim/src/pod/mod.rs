@@ -248,8 +248,10 @@ impl Pod {
         pid: Option<u32>,
     ) -> Result<(), Error> {
         let reserved = self.reserve_exec(which)?;
-        bundle::process_for_guest(&mut process, None);
         let terminal = process.get("terminal").and_then(Value::as_bool) == Some(true);
+        // Known before its program asks: later changes come one by one.
+        let size = if terminal { stdio.size() } else { None };
+        bundle::process_for_guest(&mut process, size);
         let ending = stdio.ending;
         let wiring = stdio.wire(terminal).map_err(Error::Streams)?;
         let request = ExecProcessRequest {

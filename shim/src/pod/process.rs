@@ -14,7 +14,7 @@
 
 use std::{
     fmt,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -33,6 +33,7 @@ use crate::{
     container::{Pumps, Streams},
     id::ContainerId,
     sandbox::{self, Sandbox, no_limit},
+    sys,
 };
 
 /// The status of a process whose end nobody saw: what SIGKILL gives.
@@ -122,6 +123,12 @@ impl Stdio {
             stdout: Some(side),
             ..Self::default()
         })
+    }
+
+    /// Columns and rows of the terminal that they are, if it knows them.
+    pub(super) fn size(&self) -> Option<(u16, u16)> {
+        let size = sys::terminal_size(self.stdin.as_ref()?.as_fd()).ok();
+        size.filter(|(columns, rows)| *columns > 0 && *rows > 0)
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
         _ => {}
     }
     let process = process(args, &state)?;
-    let terminal = process["terminal"] == json!(true);
+    let terminal = process.get("terminal").and_then(Value::as_bool) == Some(true);
     let Found::Living(client) = home.find(&id)? else {
         bail!("cannot exec in a stopped container");
     };
@@ -46,9 +46,8 @@ pub(crate) fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
     };
     if args.detach {
         let streams = Streams::of(terminal, args.console_socket.as_deref())?;
-        let words = process["args"].as_array().into_iter().flatten();
-        let words = words.filter_map(Value::as_str).map(str::to_owned);
-        let relay = Stand::beside(state.pid)?.called(words.collect(), streams.stdio()?, terminal);
+        let words = words(&process);
+        let relay = Stand::beside(state.pid)?.called(words, streams.stdio()?, terminal);
         let relay = relay.spawn()?;
         let made = send(client, &request(relay.pid), relay.socket.as_fd(), &streams)
             .and_then(|()| write_pid(args.pid_file.as_deref(), relay.pid));
@@ -82,6 +81,13 @@ pub(crate) fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
         .context("cannot stand in for the program")?;
     drop(raw);
     Ok(status)
+}
+
+/// What the program's command line consists of.
+fn words(process: &Map<String, Value>) -> Vec<String> {
+    let words = process.get("args").and_then(Value::as_array);
+    let words = words.into_iter().flatten().filter_map(Value::as_str);
+    words.map(str::to_owned).collect()
 }
 
 /// Refuses what cannot be had in a virtual machine.
