@@ -57,6 +57,10 @@ use crate::{
 /// How long one call to a running agent may take.
 const CALL: Duration = Duration::from_secs(30);
 
+/// How much longer for each CPU: the guest brings them online one by one, each with all others
+/// halted for a moment, and whatever comes meanwhile waits for that.
+const CALL_FOR_CPU: Duration = Duration::from_secs(2);
+
 /// How long after the end of a connection the end of the VMM is waited for.
 const DEATH: Duration = Duration::from_millis(500);
 
@@ -398,7 +402,8 @@ impl Sandbox {
         doing: &'static str,
         call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
     ) -> Result<T, Error> {
-        self.call_within(CALL, doing, call).await
+        let deadline = CALL + CALL_FOR_CPU * u32::from(self.size.cpus);
+        self.call_within(deadline, doing, call).await
     }
 
     /// As [`Sandbox::call`], with a deadline of its own.
