@@ -13,7 +13,7 @@ use std::{
 use shim::{
     bundle::Bundle,
     id::{ContainerId, Namespace},
-    pod::{self, Event, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
+    pod::{self, Event, Input, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
     sandbox::{Error, Files, Media, Plan, Purpose, Sandbox, Size, Surroundings, Trace},
 };
 
@@ -176,7 +176,7 @@ async fn bytes_go_through_the_guest_and_come_back() {
 
     let pod = host.pod().await;
     let stdio = Stdio {
-        stdin: Some(OwnedFd::from(input)),
+        stdin: Input::From(OwnedFd::from(input)),
         stdout: Some(OwnedFd::from(output)),
         ..Stdio::default()
     };

@@ -20,7 +20,7 @@ use crate::{
 /// What is to be connected, before it is.
 #[derive(Debug)]
 pub struct Wiring {
-    stdin: Option<Wire>,
+    stdin: Option<Inlet>,
     stdout: Option<Wire>,
     stderr: Option<Wire>,
 }
@@ -32,10 +32,17 @@ struct Wire {
     id: StreamId,
 }
 
+/// The stream of an input. Where it comes from may be known only when it begins to flow.
+#[derive(Debug)]
+struct Inlet {
+    fd: Option<OwnedFd>,
+    id: StreamId,
+}
+
 /// Connected streams that carry nothing yet.
 #[derive(Debug, Default)]
 pub struct Streams {
-    input: Option<(OwnedFd, UnixStream)>,
+    input: Option<(Option<OwnedFd>, UnixStream)>,
     outputs: Vec<(UnixStream, OwnedFd)>,
 }
 
@@ -68,11 +75,21 @@ impl Wiring {
         stderr: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         let wire = |fd: Option<BorrowedFd<'_>>| fd.map_or(Ok(None), wire);
+        let stdin = wire(stdin)?.map(|Wire { fd, id }| Inlet { fd: Some(fd), id });
         Ok(Self {
-            stdin: wire(stdin)?,
+            stdin,
             stdout: wire(stdout)?,
             stderr: wire(stderr)?,
         })
+    }
+
+    /// These, with an input that comes from where [`Streams::relay`] is told.
+    pub(crate) fn with_later_input(self) -> Self {
+        let stdin = Some(Inlet {
+            fd: None,
+            id: name(),
+        });
+        Self { stdin, ..self }
     }
 
     /// No streams at all.
@@ -88,7 +105,7 @@ impl Wiring {
     pub(crate) fn names(&self) -> agent::Streams {
         let name = |wire: &Option<Wire>| wire.as_ref().map_or(0, |wire| wire.id.0);
         agent::Streams {
-            stdin: name(&self.stdin),
+            stdin: self.stdin.as_ref().map_or(0, |inlet| inlet.id.0),
             stdout: name(&self.stdout),
             stderr: name(&self.stderr),
             ..Default::default()
@@ -98,7 +115,12 @@ impl Wiring {
     /// Connects all of them at once.
     pub(crate) async fn open(self, sandbox: &Sandbox) -> Result<Streams, sandbox::Error> {
         let (stdin, stdout, stderr) = tokio::try_join!(
-            connect(self.stdin, sandbox),
+            async {
+                match self.stdin {
+                    Some(Inlet { fd, id }) => Ok(Some((fd, sandbox.stream(id).await?))),
+                    None => Ok(None),
+                }
+            },
             connect(self.stdout, sandbox),
             connect(self.stderr, sandbox),
         )?;
@@ -111,14 +133,17 @@ impl Wiring {
 }
 
 impl Streams {
-    /// Begins to relay.
-    pub(crate) fn relay(self) -> io::Result<Pumps> {
+    /// Begins to relay, from `input` where it was left open. An input from nowhere ends at once.
+    pub(crate) fn relay(self, input: Option<OwnedFd>) -> io::Result<Pumps> {
         let pumps = self.outputs.into_iter().map(|(guest, fd)| {
             let guest = OwnedFd::from(guest.into_std()?);
             Pump::start("stdout", guest, fd)
         });
         let outputs = pumps.collect::<io::Result<_>>()?;
-        let input = self.input.map(|(fd, guest)| {
+        let input = self
+            .input
+            .and_then(|(fd, guest)| Some((fd.or(input)?, guest)));
+        let input = input.map(|(fd, guest)| {
             let guest = OwnedFd::from(guest.into_std()?);
             Pump::start("stdin", fd, guest)
         });
@@ -162,12 +187,16 @@ fn wire(fd: BorrowedFd<'_>) -> io::Result<Option<Wire>> {
     if character && (major(status.st_rdev), minor(status.st_rdev)) == (1, 3) {
         return Ok(None);
     }
-    // 0 names no stream.
-    let id = u64::from_le_bytes(sys::random()).max(1);
     Ok(Some(Wire {
         fd: fd.try_clone_to_owned()?,
-        id: StreamId(id),
+        id: name(),
     }))
+}
+
+/// The name of a new stream.
+fn name() -> StreamId {
+    // 0 names none.
+    StreamId(u64::from_le_bytes(sys::random()).max(1))
 }
 
 #[cfg(test)]

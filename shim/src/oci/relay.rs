@@ -41,7 +41,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::tree::{self, Tree};
 use crate::{
     bundle::Bundle,
-    pod::Stdio,
+    pod::{Input, Stdio},
     sys::{self, Fork},
 };
 
@@ -339,7 +339,7 @@ impl Stand {
 
     fn streams(&self) -> io::Result<()> {
         let null = File::options().read(true).write(true).open("/dev/null")?;
-        let or_null = |fd: &Option<OwnedFd>| match fd {
+        let or_null = |fd: Option<&OwnedFd>| match fd {
             Some(fd) => fd.try_clone(),
             None => null.as_fd().try_clone_to_owned(),
         };
@@ -349,9 +349,13 @@ impl Stand {
             stderr,
             ..
         } = &self.stdio;
+        let stdin = match stdin {
+            Input::From(fd) => Some(fd),
+            Input::Nothing | Input::AtStart => None,
+        };
         dup2_stdin(or_null(stdin)?)?;
-        dup2_stdout(or_null(stdout)?)?;
-        dup2_stderr(or_null(stderr)?)?;
+        dup2_stdout(or_null(stdout.as_ref())?)?;
+        dup2_stderr(or_null(stderr.as_ref())?)?;
         match (self.terminal, stdin) {
             (true, Some(terminal)) => sys::control_terminal(terminal.as_fd()),
             _ => Ok(()),

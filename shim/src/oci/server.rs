@@ -29,7 +29,7 @@ use crate::{
     bundle::Bundle,
     cgroup::{CgroupPlan, Layout},
     id::ContainerId,
-    pod::{self, Error, Kind, NewContainer, Pod, ProcessId, Root, Stdio},
+    pod::{self, Error, Input, Kind, NewContainer, Pod, ProcessId, Root, Stdio},
     sandbox, sys,
 };
 
@@ -414,7 +414,7 @@ pub(super) fn streams(
     let stdio = match terminal {
         true => Stdio::terminal(first).map_err(Error::Streams)?,
         false => Stdio {
-            stdin: Some(first),
+            stdin: Input::From(first),
             stdout: descriptors.next(),
             stderr: descriptors.next(),
             ..Stdio::default()

@@ -13,6 +13,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -36,7 +37,7 @@ mod root;
 
 pub use error::{Error, Kind};
 pub use event::Event;
-pub use process::{Ending, ExecId, Exit, ProcessId, Status, Stdio};
+pub use process::{Ending, ExecId, Exit, Input, ProcessId, Status, Stdio};
 pub use root::{Mount, Root, Upper};
 
 use self::process::{Process, watch};
@@ -284,6 +285,18 @@ impl Pod {
     /// # Errors
     /// When it was started before, cannot be executed, or the machine ends.
     pub async fn start_process(&self, which: &ProcessId) -> Result<(), Error> {
+        self.start_reading(which, None).await
+    }
+
+    /// As [`Pod::start_process`], with the input of one that was made with [`Input::AtStart`].
+    ///
+    /// # Errors
+    /// As [`Pod::start_process`].
+    pub async fn start_reading(
+        &self,
+        which: &ProcessId,
+        input: Option<OwnedFd>,
+    ) -> Result<(), Error> {
         let process = self.process(which)?;
         let _turn = process.starting.lock().await;
         match process.status() {
@@ -302,7 +315,7 @@ impl Pod {
             exec_id: which.exec_name(),
             ..Default::default()
         };
-        process.relay().map_err(Error::Streams)?;
+        process.relay(input).map_err(Error::Streams)?;
         let started = self.sandbox.call("starting the container", async |agent| {
             agent.start_process(no_limit(), &request).await
         });
@@ -877,9 +890,17 @@ impl Drop for ReservedExec<'_> {
 impl Stdio {
     fn wire(&self, terminal: bool) -> std::io::Result<Wiring> {
         use std::os::fd::AsFd as _;
-        let [stdin, stdout, stderr] =
-            [&self.stdin, &self.stdout, &self.stderr].map(|fd| fd.as_ref().map(|fd| fd.as_fd()));
-        Wiring::of(stdin, stdout, if terminal { None } else { stderr })
+        let stdin = match &self.stdin {
+            Input::From(fd) => Some(fd.as_fd()),
+            Input::Nothing | Input::AtStart => None,
+        };
+        let [stdout, stderr] =
+            [&self.stdout, &self.stderr].map(|fd| fd.as_ref().map(|fd| fd.as_fd()));
+        let wiring = Wiring::of(stdin, stdout, if terminal { None } else { stderr })?;
+        Ok(match self.stdin {
+            Input::AtStart => wiring.with_later_input(),
+            Input::Nothing | Input::From(_) => wiring,
+        })
     }
 }
 

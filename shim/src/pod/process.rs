@@ -88,13 +88,25 @@ pub enum Status {
 #[derive(Debug, Default)]
 pub struct Stdio {
     /// What it reads.
-    pub stdin: Option<OwnedFd>,
+    pub stdin: Input,
     /// Where its output goes; a terminal's, too.
     pub stdout: Option<OwnedFd>,
     /// Where its errors go; unused with a terminal.
     pub stderr: Option<OwnedFd>,
     /// When the process's end is told.
     pub ending: Ending,
+}
+
+/// What a process reads.
+#[derive(Debug, Default)]
+pub enum Input {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What comes from here.
+    From(OwnedFd),
+    /// What comes from where its start says.
+    AtStart,
 }
 
 /// When a process's end is told.
@@ -119,7 +131,7 @@ impl Stdio {
     /// When there is no descriptor left.
     pub fn terminal(side: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
-            stdin: Some(side.try_clone()?),
+            stdin: Input::From(side.try_clone()?),
             stdout: Some(side),
             ..Self::default()
         })
@@ -127,7 +139,10 @@ impl Stdio {
 
     /// Columns and rows of the terminal that they are, if it knows them.
     pub(super) fn size(&self) -> Option<(u16, u16)> {
-        let size = sys::terminal_size(self.stdin.as_ref()?.as_fd()).ok();
+        let Input::From(stdin) = &self.stdin else {
+            return None;
+        };
+        let size = sys::terminal_size(stdin.as_fd()).ok();
         size.filter(|(columns, rows)| *columns > 0 && *rows > 0)
     }
 }
@@ -245,11 +260,11 @@ impl Process {
         }
     }
 
-    /// Begins to carry bytes.
-    pub(super) fn relay(&self) -> std::io::Result<()> {
+    /// Begins to carry bytes, those of `input` where that was to be said now.
+    pub(super) fn relay(&self, input: Option<OwnedFd>) -> std::io::Result<()> {
         let mut carried = self.carried();
         if let Carried::Waiting(streams) = std::mem::replace(&mut *carried, Carried::Closed) {
-            *carried = Carried::Under(Arc::new(streams.relay()?));
+            *carried = Carried::Under(Arc::new(streams.relay(input)?));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -97,8 +98,15 @@ impl Books {
     pub(super) fn close_stdin(&self, which: &ProcessId) -> Result<(), Failure> {
         let mut containers = self.lock();
         let streams = streams(&mut containers, which).ok_or_else(|| absent(which))?;
-        streams.kept.stdin_writer = None;
+        streams.kept.stdin.close();
         Ok(())
+    }
+
+    /// Opens the pipe of a process's input, which it needs from its start on.
+    pub(super) fn open_stdin(&self, which: &ProcessId) -> Result<Option<OwnedFd>, Failure> {
+        let mut containers = self.lock();
+        let streams = streams(&mut containers, which).ok_or_else(|| absent(which))?;
+        Ok(streams.kept.stdin.open()?)
     }
 
     /// What is known of a process.

@@ -23,13 +23,13 @@ use super::{
     metrics,
     options::Options,
     proto::{events, task, timestamp},
-    stdio::{Kept, Names, Streams},
+    stdio::{Kept, Names, Stdin, Streams},
 };
 use crate::{
     bundle::{Bundle, Role},
     id::ContainerId,
     pod::{
-        self, Ending, ExecId, Exit, Mount, NewContainer, Pod, ProcessId, ProcessState, Root,
+        self, Ending, ExecId, Exit, Input, Mount, NewContainer, Pod, ProcessId, ProcessState, Root,
         Status, Stdio,
     },
     text::chain,
@@ -296,7 +296,8 @@ impl Tasks {
     /// Executes the process of a task that was made.
     pub(super) async fn start(&self, which: &ProcessId) -> Result<u32, Failure> {
         self.books.entry(which)?;
-        self.booted()?.start_process(which).await?;
+        let input = self.books.open_stdin(which)?;
+        self.booted()?.start_reading(which, input).await?;
         Ok(self.pid())
     }
 
@@ -484,7 +485,10 @@ fn root(mounts: Vec<task::Mount>) -> Root {
 
 fn split(streams: Streams) -> (Stdio, Kept) {
     let stdio = Stdio {
-        stdin: streams.stdin,
+        stdin: match streams.kept.stdin {
+            Stdin::Null => Input::Nothing,
+            _ => Input::AtStart,
+        },
         stdout: streams.stdout,
         stderr: streams.stderr,
         ending: Ending::Ended,

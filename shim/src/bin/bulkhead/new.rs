@@ -20,7 +20,7 @@ use shim::{
     hooks::HostHooks,
     id::{ContainerId, Namespace},
     oci::{Client, Console, Create, Found, Hosted, Record, Relay, Request, Stand, host_detached},
-    pod::{NewContainer, PodPlan, Root, Stdio},
+    pod::{Input, NewContainer, PodPlan, Root, Stdio},
     sandbox::{Media, Purpose, Size, Surroundings, Trace},
 };
 
@@ -292,7 +292,7 @@ impl Streams {
             return Stdio::terminal(first).context("cannot hold the terminal");
         }
         Ok(Stdio {
-            stdin: Some(first),
+            stdin: Input::From(first),
             stdout: copies.next(),
             stderr: copies.next(),
             ..Stdio::default()

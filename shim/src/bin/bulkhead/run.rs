@@ -18,7 +18,7 @@ use shim::{
     container::{Signals, Terminal},
     id::{ContainerId, Namespace},
     oci::{Relay, Request, Server},
-    pod::{self, NewContainer, Pod, PodPlan, ProcessId, Root, Stdio},
+    pod::{self, Input, NewContainer, Pod, PodPlan, ProcessId, Root, Stdio},
     sandbox::Trace,
 };
 
@@ -226,8 +226,8 @@ impl Job {
 fn streams(stdin: Stdin) -> io::Result<Stdio> {
     Ok(Stdio {
         stdin: match stdin {
-            Stdin::Inherited => Some(io::stdin().as_fd().try_clone_to_owned()?),
-            Stdin::Nothing => None,
+            Stdin::Inherited => Input::From(io::stdin().as_fd().try_clone_to_owned()?),
+            Stdin::Nothing => Input::Nothing,
         },
         stdout: Some(io::stdout().as_fd().try_clone_to_owned()?),
         stderr: Some(io::stderr().as_fd().try_clone_to_owned()?),

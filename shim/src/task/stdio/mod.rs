@@ -3,10 +3,10 @@
 //!
 //! A named pipe is opened in both directions. That never waits for the client; and while no client
 //! reads, because containerd is being restarted or a user has left, the output waits in the pipe
-//! instead of being lost.
+//! instead of being lost. That of the input is opened when the process starts.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::{
         fd::OwnedFd,
@@ -69,8 +69,6 @@ pub struct Names {
 /// Open streams, for the pod, and what stays here.
 #[derive(Debug, Default)]
 pub struct Streams {
-    /// Where input comes from.
-    pub stdin: Option<OwnedFd>,
     /// Where output goes.
     pub stdout: Option<OwnedFd>,
     /// Where errors go.
@@ -82,10 +80,52 @@ pub struct Streams {
 /// What the shim itself keeps of a process's streams.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// The pipe of stdin, held open so that a client may leave and another come: closed by CloseIO.
-    pub stdin_writer: Option<OwnedFd>,
+    /// The pipe of its input.
+    pub stdin: Stdin,
     /// The logger.
     pub logger: Option<Logger>,
+}
+
+/// The pipe of a process's input.
+///
+/// It is opened when the process starts. A client that finds a reader before its call for the
+/// process has returned may come to the end of its input before it knows whom to tell by CloseIO.
+///
+/// ```text
+///   Named ──open──► Open ──close──► Closed
+///     └────────────close──────────────┘
+/// ```
+#[derive(Debug, Default)]
+pub enum Stdin {
+    /// There is none.
+    #[default]
+    Null,
+    /// It is to be opened.
+    Named(PathBuf),
+    /// Its writing end is held, so that a client may leave and another come.
+    Open(OwnedFd),
+    /// The client has said that nothing more comes.
+    Closed,
+}
+
+impl Stdin {
+    /// Opens the pipe, the first time, and returns its reading end.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(&mut self) -> Result<Option<OwnedFd>, Error> {
+        let Self::Named(path) = self else {
+            return Ok(None);
+        };
+        let (reader, writer) = input(path).map_err(failed("stdin", path))?;
+        *self = Self::Open(writer);
+        Ok(Some(reader))
+    }
+
+    /// Lets the input end once the client has let go of it, too.
+    pub fn close(&mut self) {
+        *self = Self::Closed;
+    }
 }
 
 impl Streams {
@@ -98,9 +138,10 @@ impl Streams {
         match Target::parse(&names.stdin)? {
             Target::Null => {}
             Target::Fifo(path) => {
-                let (reader, writer) = input(&path).map_err(failed("stdin", &path))?;
-                streams.stdin = Some(reader);
-                streams.kept.stdin_writer = Some(writer);
+                fs::metadata(&path)
+                    .and_then(pipe_only)
+                    .map_err(failed("stdin", &path))?;
+                streams.kept.stdin = Stdin::Named(path);
             }
             Target::File(_) | Target::Logger { .. } => return Err(Error::Input),
         }
@@ -138,7 +179,7 @@ fn output(stream: &'static str, target: &Target) -> Result<Option<OwnedFd>, Erro
 fn input(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let open = |options: &mut OpenOptions| {
         let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
-        pipe_only(&file).map(|()| OwnedFd::from(file))
+        pipe_only(file.metadata()?).map(|()| OwnedFd::from(file))
     };
     let reader = open(OpenOptions::new().read(true))?;
     let writer = open(OpenOptions::new().write(true))?;
@@ -153,11 +194,11 @@ fn pipe(path: &Path) -> io::Result<OwnedFd> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true);
     let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
-    pipe_only(&file).map(|()| file.into())
+    pipe_only(file.metadata()?).map(|()| file.into())
 }
 
-fn pipe_only(file: &File) -> io::Result<()> {
-    match file.metadata()?.file_type().is_fifo() {
+fn pipe_only(metadata: fs::Metadata) -> io::Result<()> {
+    match metadata.file_type().is_fifo() {
         true => Ok(()),
         false => Err(io::Error::new(
             io::ErrorKind::InvalidInput,

@@ -1,4 +1,5 @@
 use std::{
+    fs::File,
     io::{Read, Write},
     os::unix::fs::PermissionsExt,
 };
@@ -60,7 +61,9 @@ async fn input_ends_when_the_client_and_the_shim_have_closed_it() {
         ..Names::default()
     };
     let mut streams = open(&names).await.expect("opened");
-    let mut reader = File::from(streams.stdin.take().expect("stdin"));
+    let stdin = &mut streams.kept.stdin;
+    let mut reader = File::from(stdin.open().expect("opened").expect("stdin"));
+    assert!(stdin.open().expect("open already").is_none());
     let mut client = OpenOptions::new()
         .write(true)
         .open(&names.stdin)
@@ -71,8 +74,57 @@ async fn input_ends_when_the_client_and_the_shim_have_closed_it() {
     assert_eq!(reader.read(&mut buffer).expect("read"), 5);
     let waits = reader.read(&mut buffer).expect_err("no end yet").kind();
     assert_eq!(waits, io::ErrorKind::WouldBlock);
-    streams.kept.stdin_writer = None;
+    streams.kept.stdin.close();
     assert_eq!(reader.read(&mut buffer).expect("read"), 0);
+}
+
+#[tokio::test]
+async fn a_client_finds_no_reader_of_its_input_before_the_start() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let names = Names {
+        stdin: fifo(&directory, "stdin"),
+        ..Names::default()
+    };
+    let mut streams = open(&names).await.expect("opened");
+    let client = || {
+        let mut options = OpenOptions::new();
+        let options = options.write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(&names.stdin)
+    };
+    let nobody = client().expect_err("no reader").raw_os_error();
+    assert_eq!(nobody, Some(libc::ENXIO));
+    let reader = streams.kept.stdin.open().expect("opened");
+    client().expect("a reader");
+    drop(reader);
+}
+
+#[tokio::test]
+async fn an_input_that_is_closed_before_the_start_is_empty() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let names = Names {
+        stdin: fifo(&directory, "stdin"),
+        ..Names::default()
+    };
+    let mut streams = open(&names).await.expect("opened");
+    streams.kept.stdin.close();
+    assert!(
+        streams
+            .kept
+            .stdin
+            .open()
+            .expect("nothing to open")
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn an_input_that_is_no_pipe_is_refused_with_its_name() {
+    let names = Names {
+        stdin: "/dev/null".to_owned(),
+        ..Names::default()
+    };
+    let error = open(&names).await.expect_err("refused");
+    assert!(error.to_string().contains("/dev/null"), "{error}");
 }
 
 #[tokio::test]
