@@ -4,18 +4,19 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 use system_tests::client::{
     Runtime,
-    command::Done,
+    command::{Done, feed},
     containerd::{Containerd, Programs},
     images::BUSYBOX,
     leftovers::Leftovers,
@@ -111,6 +112,194 @@ impl Story {
     fn tell<T>(&self, result: Result<T>) -> Result<T> {
         result.with_context(|| self.containerd.logs())
     }
+}
+
+/// The events of a containerd, as `ctr events` prints them from now on.
+struct Events {
+    client: Child,
+    file: tempfile::NamedTempFile,
+}
+
+impl Events {
+    fn follow(story: &Story) -> Result<Self> {
+        let file = tempfile::NamedTempFile::new()?;
+        let client = story
+            .containerd
+            .command(&["events"])
+            .stdout(Stdio::from(file.reopen()?))
+            .spawn()?;
+        Ok(Self { client, file })
+    }
+
+    /// The topics of `container`'s events, in order.
+    fn topics(&self, container: &str) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.file.path())?;
+        let ours = text
+            .lines()
+            .filter(|line| line.contains(&format!("\"{container}\"")));
+        let topics = ours.filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with("/tasks/"))
+        });
+        Ok(topics.map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+#[test]
+fn a_container_lives_through_every_verb_as_with_runc() -> Result<()> {
+    for runtime in Runtime::all()? {
+        let story = Story::begin(runtime, Programs::Debian)?;
+        let lived = every_verb(&story, runtime);
+        story.tell(lived)?;
+        story.end()?;
+    }
+    Ok(())
+}
+
+fn every_verb(story: &Story, runtime: Runtime) -> Result<()> {
+    let events = Events::follow(story)?;
+    let log = story.containerd.path().join("t1.out");
+    let log_uri = format!("file://{}", log.display());
+    let volume = story.containerd.path().join("volume");
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("given"), "by the host\n")?;
+    let mount = format!(
+        "type=bind,src={},dst=/volume,options=rbind:rw",
+        volume.display()
+    );
+    let flags = [
+        "-d",
+        "--log-uri",
+        &log_uri,
+        "--memory-limit",
+        "67108864",
+        "--cpus",
+        "0.5",
+        "--mount",
+        &mount,
+    ];
+    let script = "trap 'echo usr1' USR1; trap 'exit 5' TERM; cat /volume/given; echo error >&2; while :; do sleep 0.1; done";
+    story
+        .ctr(&story.run(&flags, "t1", &["sh", "-c", script]))?
+        .ends_with(0)?;
+    assert_eq!(story.status("t1")?, "RUNNING");
+    // The streams come by ways of their own: which line is first is not said.
+    until("the log", || {
+        let text = fs::read_to_string(&log)?;
+        Ok(text.contains("by the host\n") && text.contains("error\n"))
+    })?;
+
+    // The name is taken.
+    let again = story.ctr(&["tasks", "start", "t1"])?;
+    assert_ne!(again.status, 0);
+    again.tells("already exists")?;
+
+    // Execs: output, status, input, a missing program.
+    let exec = |id: &'static str, command: &[&'static str]| {
+        story.ctr(&[&["tasks", "exec", "--exec-id", id, "t1"], command].concat())
+    };
+    exec("e1", &["echo", "executed"])?.prints("executed")?;
+    exec("e2", &["sh", "-c", "exit 9"])?.ends_with(9)?;
+    exec("e1", &["sh", "-c", "echo kept > /volume/written"])?.ends_with(0)?;
+    assert_eq!(fs::read_to_string(volume.join("written"))?, "kept\n");
+    let mut command = story
+        .containerd
+        .command(&["tasks", "exec", "--exec-id", "e3", "t1", "cat"]);
+    feed(&mut command, b"through a pipe\n")?.prints("through a pipe")?;
+    let missing = exec("e4", &["absent"])?;
+    assert_ne!(missing.status, 0);
+    missing.tells("executable file not found in $PATH")?;
+
+    // A terminal in an exec.
+    let shell = [
+        "tasks",
+        "exec",
+        "-t",
+        "--exec-id",
+        "e5",
+        "t1",
+        "sh",
+        "-c",
+        SIZED,
+    ];
+    let mut terminal = Terminal::start(story.containerd.command(&shell), 33, 101)?;
+    terminal.shows("sized 33 101")?;
+    terminal.type_in("exit 4\n")?;
+    assert_eq!(terminal.end()?.0, 4);
+
+    // Counters.
+    let metrics: Value =
+        serde_json::from_str(&story.text(&["tasks", "metrics", "--format", "json", "t1"])?)?;
+    assert!(
+        metrics["memory"]["usage"].as_u64() > Some(100_000),
+        "{metrics}"
+    );
+    assert_eq!(metrics["memory"]["usage_limit"], 67_108_864, "{metrics}");
+    assert!(metrics["cpu"]["usage_usec"].as_u64() > Some(0), "{metrics}");
+    assert!(metrics["pids"]["current"].as_u64() > Some(0), "{metrics}");
+
+    // Frozen, and thawed.
+    story.ctr(&["tasks", "pause", "t1"])?.ends_with(0)?;
+    assert_eq!(story.status("t1")?, "PAUSED");
+    story.ctr(&["tasks", "resume", "t1"])?.ends_with(0)?;
+    assert_eq!(story.status("t1")?, "RUNNING");
+    let pid = story.pid("t1")?;
+    story.ctr(&["tasks", "ps", "t1"])?.tells(&pid.to_string())?;
+    ensure!(
+        Path::new(&format!("/proc/{pid}")).exists(),
+        "{pid} is no process"
+    );
+
+    // What cannot be done is refused, and changes nothing.
+    let checkpoint = story.ctr(&["tasks", "checkpoint", "t1"])?;
+    assert_ne!(checkpoint.status, 0);
+    if runtime.is_ours() {
+        checkpoint.tells("not implemented")?;
+    }
+    let deleted = story.ctr(&["tasks", "delete", "t1"])?;
+    assert_ne!(deleted.status, 0);
+    assert_eq!(story.status("t1")?, "RUNNING");
+
+    // Signals: one that is caught, one that ends it.
+    story
+        .ctr(&["tasks", "kill", "--signal", "SIGUSR1", "t1"])?
+        .ends_with(0)?;
+    until("the signal", || {
+        Ok(fs::read_to_string(&log)?.contains("usr1"))
+    })?;
+    story
+        .ctr(&["tasks", "kill", "--signal", "SIGTERM", "t1"])?
+        .ends_with(0)?;
+    until("the end", || Ok(story.status("t1")? == "STOPPED"))?;
+    let late = story.ctr(&["tasks", "kill", "--signal", "SIGTERM", "t1"])?;
+    assert_ne!(late.status, 0);
+    late.tells("process already finished")?;
+    story.removed("t1", 5)?;
+    story.ctr(&["containers", "rm", "t1"])?.ends_with(0)?;
+
+    let expected = ["create", "start", "exec-added", "exec-started", "exit"];
+    let expected: Vec<_> = expected.map(|topic| format!("/tasks/{topic}")).into();
+    until("the last event", || {
+        Ok(events
+            .topics("t1")?
+            .last()
+            .is_some_and(|last| last == "/tasks/delete"))
+    })?;
+    let topics = events.topics("t1")?;
+    assert_eq!(topics[..5], expected[..], "{topics:?}");
+    let place = |topic: &str| topics.iter().position(|known| known == topic);
+    assert!(
+        place("/tasks/paused") < place("/tasks/resumed"),
+        "{topics:?}"
+    );
+    Ok(())
 }
 
 #[test]

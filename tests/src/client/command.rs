@@ -44,6 +44,7 @@ pub fn feed(command: &mut Command, input: &[u8]) -> Result<Done> {
     stdin.write_all(input)?;
     stdin.rewind()?;
     let line = line(command);
+    let begun = Instant::now();
     let mut child = command
         .stdin(Stdio::from(stdin))
         .stdout(Stdio::from(stdout.try_clone()?))
@@ -62,6 +63,9 @@ pub fn feed(command: &mut Command, input: &[u8]) -> Result<Done> {
         }
         std::thread::sleep(Duration::from_millis(10));
     };
+    if std::env::var_os("TELL").is_some() {
+        eprintln!("{:>8.1?} {line}: {}", begun.elapsed(), number(status));
+    }
     Ok(Done {
         line,
         status: number(status),
