@@ -360,6 +360,33 @@ fn signals_to_the_pid_reach_the_process_and_its_status_comes_back() {
 }
 
 #[test]
+fn the_output_of_a_container_ends_with_its_process() {
+    let host = Host::new();
+    let (mut output, end) = std::io::pipe().expect("a pipe");
+    let bundle = host.text("bundle");
+    let mut create = host.making(&["create", "--bundle", &bundle], "web");
+    create.stdout(end.try_clone().expect("a copy")).stderr(end);
+    assert!(create.status().expect("starts").success());
+    // It holds the ends that it gave to the command.
+    drop(create);
+    host.ok(&["start", "web"]);
+    let (sender, ended) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut words = String::new();
+        let read = std::io::Read::read_to_string(&mut output, &mut words);
+        sender.send(read.map(|_| words)).expect("heard");
+    });
+    host.ok(&["kill", "web", "KILL"]);
+    // The pod's process is there until the container is deleted, and has none of its streams.
+    let words = ended.recv_timeout(PATIENCE).expect("the output's end");
+    assert_eq!(words.expect("read"), "");
+    assert_eq!(host.status("web"), "stopped");
+    host.ok(&["delete", "web"]);
+    reader.join().expect("ended");
+    host.assert_nothing_is_left();
+}
+
+#[test]
 fn a_program_that_is_missing_is_told_in_the_words_and_with_the_status_that_engines_know() {
     let host = Host::new();
     host.bundle("missing", &["missing"], |_| {});

@@ -161,7 +161,7 @@ impl New {
         let relay = stand.spawn()?;
         let made = match (sandbox, plan) {
             (Some(sandbox), _) => self.join(global, &sandbox, &stdio, &relay),
-            (None, Some(plan)) => self.host(global, plan, &stdio, &relay, trace),
+            (None, Some(plan)) => self.host(global, plan, stdio, &relay, trace),
             (None, None) => unreachable!("a container without a sandbox has a plan"),
         };
         if let Err(error) = made {
@@ -171,12 +171,13 @@ impl New {
         Ok(relay)
     }
 
-    /// As the first of a pod of its own.
+    /// As the first of a pod of its own. Its process has no other streams than those that it
+    /// carries: who reads the output waits until the last copy is closed.
     fn host(
         self,
         global: &Global,
         mut plan: PodPlan,
-        stdio: &Streams,
+        stdio: Streams,
         relay: &Relay,
         trace: &Trace,
     ) -> anyhow::Result<()> {
@@ -188,7 +189,7 @@ impl New {
                 .socket
                 .try_clone()
                 .context("cannot hold the relay's socket")?,
-            new: self.container(stdio.stdio()?, relay),
+            new: self.container(stdio.into_stdio()?, relay),
             keep_log: global.debug && global.log.is_some(),
         };
         Ok(host_detached(hosted, trace)?)
@@ -284,17 +285,21 @@ impl Streams {
     /// Copies of them.
     pub(crate) fn stdio(&self) -> anyhow::Result<Stdio> {
         let copies: io::Result<Vec<OwnedFd>> = self.0.iter().map(OwnedFd::try_clone).collect();
-        let mut copies = copies
-            .context("cannot hold the standard streams")?
-            .into_iter();
-        let first = copies.next().context("no streams")?;
-        if self.0.len() == 1 {
+        Self(copies.context("cannot hold the standard streams")?).into_stdio()
+    }
+
+    /// Themselves.
+    fn into_stdio(self) -> anyhow::Result<Stdio> {
+        let terminal = self.0.len() == 1;
+        let mut streams = self.0.into_iter();
+        let first = streams.next().context("no streams")?;
+        if terminal {
             return Stdio::terminal(first).context("cannot hold the terminal");
         }
         Ok(Stdio {
             stdin: Input::From(first),
-            stdout: copies.next(),
-            stderr: copies.next(),
+            stdout: streams.next(),
+            stderr: streams.next(),
             ..Stdio::default()
         })
     }
