@@ -229,7 +229,11 @@ impl Agent for StandIn {
             std::process::exit(1);
         }
         let spec: serde_json::Value = serde_json::from_slice(&request.spec).expect("json");
-        let args = serde_json::from_value(spec["process"]["args"].clone()).expect("args");
+        let args: Vec<String> =
+            serde_json::from_value(spec["process"]["args"].clone()).expect("args");
+        if args[0] == "missing" {
+            return refuse(Code::NOT_FOUND, "exec: \"missing\": no such\x1b[2J file");
+        }
         let process = Process {
             args,
             streams: [
@@ -258,9 +262,7 @@ impl Agent for StandIn {
             let streams = std::mem::take(&mut process.streams);
             (process.args.clone(), streams)
         };
-        let refuse = |code, text: &str| Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, text)));
         match args[0].as_str() {
-            "missing" => return refuse(Code::NOT_FOUND, "exec: \"missing\": no such\x1b[2J file"),
             "forbidden" => return refuse(Code::PERMISSION_DENIED, "exec: permission denied"),
             "exit" => drop(status.send_replace(args[1].parse().ok())),
             "cat" => drop(tokio::spawn(async move {
@@ -301,4 +303,8 @@ impl Agent for StandIn {
             ..Default::default()
         })
     }
+}
+
+fn refuse<T>(code: Code, text: &str) -> ttrpc::Result<T> {
+    Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, text)))
 }

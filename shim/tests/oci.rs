@@ -390,10 +390,18 @@ fn the_output_of_a_container_ends_with_its_process() {
 fn a_program_that_is_missing_is_told_in_the_words_and_with_the_status_that_engines_know() {
     let host = Host::new();
     host.bundle("missing", &["missing"], |_| {});
-    let log = host.text("log");
-    host.create("missing", "web");
-    let output = host.run(&["--log", &log, "--log-format", "json", "start", "web"]);
-    assert_eq!(output.status.code(), Some(127));
+    let (log, bundle) = (host.text("log"), host.text("missing"));
+    let create = [
+        "--log",
+        &log,
+        "--log-format",
+        "json",
+        "create",
+        "--bundle",
+        &bundle,
+    ];
+    let status = host.making(&create, "web").status().expect("starts");
+    assert_eq!(status.code(), Some(127));
     let record: Value =
         serde_json::from_str(&fs::read_to_string(&log).expect("read")).expect("one record");
     assert!(
@@ -402,6 +410,12 @@ fn a_program_that_is_missing_is_told_in_the_words_and_with_the_status_that_engin
             .is_some_and(|text| text.contains("no such")),
         "{record}"
     );
+    host.assert_nothing_is_left();
+    // One that is there and cannot be executed is found at the start.
+    host.bundle("forbidden", &["forbidden"], |_| {});
+    host.create("forbidden", "web");
+    let output = host.run(&["start", "web"]);
+    assert_eq!(output.status.code(), Some(126));
     host.ok(&["delete", "--force", "web"]);
     host.assert_nothing_is_left();
 }

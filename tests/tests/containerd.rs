@@ -343,6 +343,12 @@ fn waited_for(story: &Story, runtime: Runtime) -> Result<()> {
         assert_eq!(logged, "default t4 key value\nout\nerr\n");
     }
 
+    // A program that is missing: nothing is left of its task.
+    let done = story.ctr(&story.run(&["--rm"], "t5", &["absent"]))?;
+    assert_ne!(done.status, 0);
+    done.tells("executable file not found in $PATH")?;
+    assert_eq!(story.status("t5")?, "ABSENT");
+
     // What is forced away.
     story
         .ctr(&story.run(&["-d"], "t6", &["sleep", "1000"]))?

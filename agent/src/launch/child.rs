@@ -173,6 +173,8 @@ fn become_process(
     // A directory that only its owner may enter is entered as the user.
     entered.or_else(|_| enter_directory(process))?;
     let environment = environment(process);
+    // Whoever makes a container of a program that is not there hears of it then, not at the start.
+    let path = program::find(&process.args[0], &process.env)?;
 
     report
         .send(&Message::Ready, terminal.as_ref().map(AsFd::as_fd))
@@ -190,7 +192,6 @@ fn become_process(
         let start = &new.spec.hooks.start_container;
         hooks::run("startContainer", start, new, "created")?;
     }
-    let path = program::find(&process.args[0], &process.env)?;
     let executing = Message::Executing(sys::boottime_ns());
     report
         .send(&executing, None)

@@ -3,7 +3,7 @@
 //! ```text
 //! agent                               child
 //!   launch ──────── clone3 ────────────► namespaces, file tree, terminal,
-//!                                        limits, user
+//!                                        limits, user, path of the program
 //!   ready  ◄──────── ready (terminal) ── waits
 //!   start  ──────── go ────────────────► capabilities, seccomp
 //!          ◄──────── executing (time) ── execve

@@ -451,6 +451,21 @@ impl Guest {
         })
     }
 
+    /// Makes a further process without streams, and does not start it.
+    pub(crate) async fn make_exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &Value,
+    ) -> ttrpc::Result<message::ExecProcessResponse> {
+        let mut request = message::ExecProcessRequest::new();
+        request.container_id = id.into();
+        request.exec_id = exec.into();
+        request.process = process.to_string().into_bytes();
+        let context = context::with_timeout(20_000_000_000);
+        self.client().exec_process(context, &request).await
+    }
+
     /// The agent may have been killed with containers left in this machine's hierarchy.
     fn remove_cgroups(&self) {
         let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {

@@ -11,7 +11,7 @@ stories! {
     a_program_runs_and_its_output_and_status_come_back,
     a_signal_that_ends_it_is_128_and_its_number,
     standard_input_reaches_it_byte_by_byte,
-    a_missing_program_is_not_found,
+    a_missing_program_is_not_found_when_its_container_is_made,
     a_file_that_is_no_program_is_refused,
     what_fails_on_the_way_is_told_with_its_cause,
     a_reader_that_is_slow_stops_the_writer_and_loses_nothing,
@@ -75,8 +75,10 @@ async fn standard_input_reaches_it_byte_by_byte(guest: &Guest) {
     assert_eq!(output.stdout.lines().next(), Some("3000000"));
 }
 
-async fn a_missing_program_is_not_found(guest: &Guest) {
-    let (code, text) = failure(guest.run_with(&spec(&["nope"]), b"").await);
+async fn a_missing_program_is_not_found_when_its_container_is_made(guest: &Guest) {
+    let streams = message::Streams::new();
+    let made = guest.create_with("c", &spec(&["nope"]), streams).await;
+    let (code, text) = failure(made);
     assert_eq!(code, Code::NOT_FOUND);
     assert!(
         text.contains("exec: \"nope\": executable file not found in $PATH"),
@@ -291,7 +293,10 @@ async fn an_exec_joins_the_container(guest: &Guest) {
     assert_eq!(output.status, 3);
     let (code, text) = failure(guest.exec("c", "e", &process(&["nope"])).await);
     assert_eq!(code, Code::NOT_FOUND, "{text}");
-    let again = failure(guest.exec("c", "e", &process(&["true"])).await);
+    // Its name is free again, until another has it.
+    let idle = process(&["true"]);
+    guest.make_exec("c", "e", &idle).await.unwrap();
+    let again = failure(guest.make_exec("c", "e", &idle).await);
     assert_eq!(again.0, Code::ALREADY_EXISTS, "{}", again.1);
     guest.signal("c", 9, false).await.unwrap();
     guest.wait("c", "").await.unwrap();
