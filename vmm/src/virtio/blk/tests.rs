@@ -405,6 +405,61 @@ fn requests_that_come_together_are_all_done_by_the_ring() {
 }
 
 #[test]
+fn requests_that_go_on_where_another_ends_are_done_as_one() {
+    let (file, expected) = disk();
+    let mut rig = ring_rig(&file);
+    let headers: Vec<_> = (0..8).map(|i| header(IN, 8 * i)).collect();
+    let chains: Vec<_> = headers
+        .iter()
+        .map(|header| rig.offer(0, &[Buffer::Out(header), Buffer::In(4096), Buffer::In(1)]))
+        .collect();
+    let data = vec![0x77; 4096];
+    let ends: Vec<_> = [120, 121]
+        .map(|sector| header(OUT, sector))
+        .iter()
+        .map(|header| {
+            rig.offer(
+                0,
+                &[
+                    Buffer::Out(header),
+                    Buffer::Out(&data[..512]),
+                    Buffer::In(1),
+                ],
+            )
+        })
+        .collect();
+    rig.kick(0).unwrap();
+    all_used(&mut rig, 10);
+    for (i, chain) in chains.iter().enumerate() {
+        let written = rig.written(chain);
+        assert_eq!(written[..4096], expected[i * 4096..][..4096]);
+        assert_eq!(written[4096], OK);
+    }
+    assert!(ends.iter().all(|chain| rig.written(chain) == [OK]));
+    assert_eq!(contents(&file)[120 * 512..122 * 512], data[..1024]);
+}
+
+#[test]
+fn of_requests_done_as_one_only_those_fail_that_would_alone() {
+    let (file, expected) = disk();
+    let mut rig = ring_rig(&file);
+    file.set_len(2 * 4096 + 512).unwrap();
+    let headers: Vec<_> = (0..4).map(|i| header(IN, 8 * i)).collect();
+    let chains: Vec<_> = headers
+        .iter()
+        .map(|header| rig.offer(0, &[Buffer::Out(header), Buffer::In(4096), Buffer::In(1)]))
+        .collect();
+    rig.kick(0).unwrap();
+    all_used(&mut rig, 4);
+    for (i, chain) in chains.iter().enumerate() {
+        let written = rig.written(chain);
+        let status = if i < 2 { OK } else { IO_ERROR };
+        assert_eq!(written.last(), Some(&status), "{i}");
+        assert!(i >= 2 || written[..4096] == expected[i * 4096..][..4096]);
+    }
+}
+
+#[test]
 fn the_ring_tells_of_an_end_that_moved() {
     let (file, _) = disk();
     let mut rig = ring_rig(&file);
