@@ -251,17 +251,26 @@ fn what_a_guest_writes_to_an_image_ends_in_the_guest() -> Result<()> {
         ..Plan::default()
     })?;
     guest.sh("mount -t erofs -o ro,dax=always /dev/pmem0 /mnt")?;
-    for attempt in [
-        // By way of the guest's cache, and by its processor at the memory itself.
-        "dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 conv=fsync,notrunc",
-        "dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 oflag=direct conv=notrunc",
-        "umount /mnt; mount -t erofs -o rw /dev/pmem0 /mnt; echo x > /mnt/file",
-    ] {
-        // What the guest believes of it is the guest's.
+    let mut attempt = |attempt: &str| -> Result<String> {
         let outcome = guest.sh(&format!("{attempt} 2>&1; echo status $?"))?;
         println!("{attempt}: {outcome:?}");
         let after = Digest::of(&fs::read(&disk)?);
         ensure!(after == before, "{attempt}: the image changed");
+        Ok(outcome)
+    };
+    // By way of the guest's cache, and by its processor at the memory itself.
+    let outcome = attempt("dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 conv=fsync,notrunc")?;
+    ensure!(outcome.contains("Input/output error"), "{outcome}");
+    attempt("dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 oflag=direct conv=notrunc")?;
+    let outcome = attempt("umount /mnt; mount -t erofs -o rw /dev/pmem0 /mnt; echo x > /mnt/file")?;
+    ensure!(outcome.ends_with("status 1\n"), "{outcome}");
+    // As the agent does it: from here on, each write is refused.
+    attempt("echo 1 > /sys/class/block/pmem0/device/../read_only")?;
+    for flags in ["conv=fsync,notrunc", "oflag=direct conv=notrunc"] {
+        let outcome = attempt(&format!(
+            "dd if=/dev/zero of=/dev/pmem0 bs=4k count=64 {flags}"
+        ))?;
+        ensure!(outcome.contains("not permitted"), "{outcome}");
     }
     // It reads what was there, too.
     let length = fs::metadata(&disk)?.len() / 4096;

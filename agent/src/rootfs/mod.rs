@@ -264,12 +264,13 @@ enum Writes {
 }
 
 fn block(device: &str, filesystem: &str, writes: Writes) -> Result<OwnedFd, Error> {
-    let read_only = writes == Writes::Never || mounts::is_read_only(device);
     let mut options = vec![("source", Some(device))];
     if filesystem == "erofs" && device.starts_with("/dev/pmem") {
+        mounts::tell_read_only(device);
         // What is memory already is not copied into the guest's.
         options.push(("dax", Some("always")));
     }
+    let read_only = writes == Writes::Never || mounts::is_read_only(device);
     let mut attr = 0;
     if read_only {
         // The file system must know it as well: the kernel opens the device as it asks.

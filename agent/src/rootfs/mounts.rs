@@ -227,6 +227,18 @@ pub(super) fn is_read_only(device: &str) -> bool {
     std::fs::read_to_string(told).is_ok_and(|text| text.trim() == "1")
 }
 
+/// Tells the kernel that persistent memory is read-only, so that who writes to the device gets an
+/// error. The host lets nobody write to it in any case, but then it only stays as it is.
+pub(super) fn tell_read_only(device: &str) {
+    let Some(name) = Path::new(device).file_name() else {
+        return;
+    };
+    // The device's namespace is of a region, which has the switch.
+    let region = Path::new("/sys/class/block").join(name).join("device/..");
+    // Nothing is less safe without it.
+    let _ = std::fs::write(region.join("read_only"), "1");
+}
+
 /// A detached copy of the guest's `source`.
 pub(super) fn bind(source: &str, options: &Options) -> io::Result<OwnedFd> {
     let source = CString::new(source)?;
