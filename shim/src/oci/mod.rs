@@ -34,7 +34,7 @@ pub use message::{Create, Exec, Reply, Request};
 pub use record::{Record, State};
 pub use relay::{
     Error as RelayError, Joined, Relay, RelayMessage, SOCKET as RELAY_SOCKET, Stand, StandIn,
-    random, reap, stand,
+    random, reap, stand_alone,
 };
 pub use server::Server;
 pub use tree::leave_host;

@@ -560,6 +560,19 @@ impl StandIn {
     }
 }
 
+/// As [`stand`], for a process that does nothing else: it gives back the memory that it was started
+/// with.
+///
+/// # Errors
+/// As [`stand`].
+pub fn stand_alone(
+    socket: BorrowedFd<'_>,
+    size: impl Fn() -> Option<(u16, u16)>,
+) -> io::Result<u8> {
+    sys::give_back();
+    stand(socket, size)
+}
+
 /// What is said of a process whose pod is gone: as if it had been killed.
 const KILLED: u8 = 137;
 
@@ -568,7 +581,7 @@ const KILLED: u8 = 137;
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn stand(socket: BorrowedFd<'_>, size: impl Fn() -> Option<(u16, u16)>) -> io::Result<u8> {
+fn stand(socket: BorrowedFd<'_>, size: impl Fn() -> Option<(u16, u16)>) -> io::Result<u8> {
     let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC)?;
     loop {
         let mut fds = [

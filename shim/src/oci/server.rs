@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -32,6 +33,9 @@ use crate::{
     pod::{self, Error, Input, Kind, NewContainer, Pod, ProcessId, Root, Stdio},
     sandbox, sys,
 };
+
+/// After so long without a command, memory that only commands need is given back.
+const REST: Duration = Duration::from_secs(1);
 
 /// SIGKILL.
 const SIGKILL: i32 = 9;
@@ -99,12 +103,18 @@ impl Server {
     /// Serves until the last container is deleted.
     pub async fn run(&self) {
         let mut connections = JoinSet::new();
+        let mut rested = false;
         loop {
             tokio::select! {
                 biased;
                 () = self.shared.empty.notified() => break,
+                () = tokio::time::sleep(REST), if !rested => {
+                    sys::give_back();
+                    rested = true;
+                }
                 connection = self.listener.accept() => match connection {
                     Ok((stream, _)) => {
+                        rested = false;
                         connections.spawn(serve(self.shared.clone(), stream));
                     }
                     Err(error) => {

@@ -1,12 +1,15 @@
 //! The few calls to the kernel that no safe crate wraps.
 #![expect(
     unsafe_code,
-    reason = "ioctls of terminals, random bytes, the runtime's reactor, mounts by descriptor"
+    reason = "ioctls of terminals, random bytes, the runtime's reactor, mounts by descriptor, memory \
+              that is not needed"
 )]
 
+mod memory;
 mod mount;
 mod process;
 
+pub(crate) use memory::give_back;
 pub(crate) use mount::{Attributes, move_mount, open_tree, set_attributes};
 pub(crate) use process::{
     clone_into, close_from, control_terminal, exit_copy, pidfd, pidfd_signal, receive,
