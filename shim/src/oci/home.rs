@@ -9,7 +9,7 @@ use std::{
     fs, io,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -203,7 +203,20 @@ impl Home {
     /// # Errors
     /// When it runs and is not to be killed, or something of it cannot be removed.
     pub fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
-        for _ in 0..ATTEMPTS {
+        let removed = self.remove(id, force);
+        // Of a removal that was killed nothing has the container's name any more.
+        if force && let Err(error) = StateDir::sweep(&self.0) {
+            tracing::warn!(
+                error = crate::text::chain(&error),
+                "something that was removed stays"
+            );
+        }
+        removed
+    }
+
+    fn remove(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
+        let deadline = Instant::now() + UNDO;
+        loop {
             match self.find(id)? {
                 Found::Nothing if force => return Ok(()),
                 Found::Nothing => return Err(Error::NotFound),
@@ -227,12 +240,16 @@ impl Home {
                 Found::Changing(_) => return Err(Error::NotFound),
                 Found::Abandoned(path) => return self.undo(id, &path, force),
             }
+            if Instant::now() > deadline {
+                return Err(Error::Io {
+                    doing: "remove",
+                    path: self.0.join(id.as_str()),
+                    source: io::Error::other("its pod comes and goes"),
+                });
+            }
+            // What an owner that was killed had just made may hold its lock a moment longer.
+            std::thread::sleep(PAUSE);
         }
-        Err(Error::Io {
-            doing: "remove",
-            path: self.0.join(id.as_str()),
-            source: io::Error::other("its pod comes and goes"),
-        })
     }
 
     /// Undoes what a killed process left of a container, and of its pod if nothing else is left.
@@ -310,5 +327,37 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         doing,
         path,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, process::Command, thread};
+
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::*;
+
+    #[test]
+    fn one_whose_killed_owners_lock_is_held_a_moment_longer_is_deleted() {
+        let root = tempfile::tempdir().expect("a directory");
+        let namespace = Namespace::parse("default").expect("a name");
+        let path = root.path().join("default/web");
+        fs::create_dir_all(&path).expect("made");
+        let mut owner = Command::new("true").spawn().expect("started");
+        owner.wait().expect("over");
+        let line = format!("{{\"made\":\"directory\",\"owner\":{}}}\n", owner.id());
+        fs::write(path.join("journal"), line).expect("written");
+        let journal = File::open(path.join("journal")).expect("opened");
+        let lock = Flock::lock(journal, FlockArg::LockExclusive).expect("locked");
+        let holder = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            drop(lock);
+        });
+        let id = ContainerId::parse("web").expect("a name");
+        let home = Home::new(root.path(), &namespace);
+        home.delete(&id, true).expect("deleted");
+        holder.join().expect("over");
+        assert!(!path.exists());
     }
 }

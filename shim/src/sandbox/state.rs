@@ -267,15 +267,17 @@ impl StateDir {
     /// When one cannot be removed.
     pub fn sweep(namespace: &Path) -> Result<(), Error> {
         for entry in fs::read_dir(namespace).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if name.to_string_lossy().starts_with(GONE) {
-                let path = entry.path();
-                match fs::remove_dir_all(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(failed("remove", &path)(error));
-                    }
-                    _ => {}
+            let path = entry.path();
+            let is_going = entry.file_name().to_string_lossy().starts_with(GONE);
+            // One whose owner lives is just being removed by that.
+            if !is_going || Owner::of(&path)?.is_some() {
+                continue;
+            }
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &path)(error));
                 }
+                _ => {}
             }
         }
         Ok(())
@@ -533,6 +535,24 @@ mod tests {
         fs::create_dir_all(path.join("deep")).expect("made");
         undo();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_sweep_takes_what_nobody_removes_any_more_and_nothing_else() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (namespace, id) = names();
+        let state = StateDir::create(root.path(), &namespace, &id).expect("made");
+        let home = root.path().join("default");
+        let mine = home.join("~1-0");
+        fs::rename(state.path(), &mine).expect("renamed");
+        fs::create_dir_all(home.join("~2-0/deep")).expect("made");
+        fs::create_dir_all(home.join("other")).expect("made");
+        StateDir::sweep(&home).expect("swept");
+        assert!(mine.exists() && home.join("other").exists());
+        assert!(!home.join("~2-0").exists());
+        drop(state);
+        StateDir::sweep(&home).expect("swept");
+        assert!(!mine.exists());
     }
 
     #[test]
