@@ -4,9 +4,10 @@
 //! be taken, that clock counts instructions, so that a busy host changes nothing; they compare
 //! with each other and with no figure of another machine. Counts of exits compare anywhere.
 //!
-//! Given names of its parts (`boot`, `disk`, `net`, `run`, `storage`), it takes those alone.
+//! Given names of its parts (`boot`, `containerd`, `disk`, `net`, `run`, `storage`), it takes those alone.
 
 mod boot;
+mod containerd;
 mod disk;
 mod exits;
 mod machine;
@@ -25,8 +26,9 @@ const RUNS: usize = 3;
 type Measure = fn(&mut Report) -> Result<()>;
 
 fn main() -> Result<()> {
-    let parts: [(&str, Measure); 5] = [
+    let parts: [(&str, Measure); 6] = [
         ("boot", boot::measure),
+        ("containerd", containerd::measure),
         ("disk", disk::measure),
         ("net", net::measure),
         ("run", run::measure),
