@@ -335,6 +335,53 @@ mod tests {
         }
     }
 
+    /// A device whose driver offers a chain just after the queue was found empty.
+    struct Late {
+        taken: u32,
+        looked: bool,
+    }
+
+    impl VirtioDevice for Late {
+        fn kind(&self) -> Kind {
+            Kind::Rng
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[64]
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn config_space(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
+            while active.queues[index].pop(&active.memory)?.is_some() {
+                self.taken += 1;
+            }
+            if !self.looked {
+                let available = GuestAddress(0x1002);
+                let index: u16 = active.memory.read_obj(available).unwrap();
+                active.memory.write_obj(index + 1, available).unwrap();
+                self.looked = true;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_comes_after_the_queue_was_found_empty_is_served() {
+        let mut rig = Rig::new(Late {
+            taken: 0,
+            looked: false,
+        });
+        rig.kick(0).unwrap();
+        assert_eq!(rig.device.taken, 1);
+    }
+
     #[test]
     fn a_driver_that_never_stops_is_served_in_turns() {
         let mut rig = Rig::new(Flooded { taken: 0 });

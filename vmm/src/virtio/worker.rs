@@ -352,6 +352,7 @@ pub(crate) fn serve_queue(
     if !active.queues[index].ready() {
         return Ok(());
     }
+    let mut in_vain = false;
     loop {
         let before = active.queues[index].position();
         active.queues[index].pause_kicks(&active.memory)?;
@@ -366,9 +367,12 @@ pub(crate) fn serve_queue(
             }
         }
         let more = active.queues[index].resume_kicks(&active.memory)?;
-        if !more || !served || active.queues[index].is_cut_short() {
+        // Nothing taken, and yet there is more: it came since, and without a kick if the driver
+        // was last told of an earlier place. Twice in vain, and the device has no room.
+        if !more || (in_vain && !served) || active.queues[index].is_cut_short() {
             return Ok(());
         }
+        in_vain = !served;
     }
 }
 

@@ -7,7 +7,7 @@ use std::{fs::File, io};
 
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
-use super::{Active, ActiveQueue, Error, Events, Kind, Memory, VirtioDevice};
+use super::{Active, ActiveQueue, Error, Events, Kind, Memory, VirtioDevice, worker::serve_queue};
 use crate::counters::DeviceCounters;
 
 mod chain;
@@ -363,7 +363,8 @@ impl VirtioDevice for Blk {
         self.pump(active)
     }
 
-    /// The ring has done something, so there is room for what had to wait for it too.
+    /// The ring has done something, so there is room for what had to wait for it too. The queue is
+    /// served as after a kick: what is taken from it moves where the driver is to kick next.
     fn handle_source(
         &mut self,
         _token: u64,
@@ -371,7 +372,7 @@ impl VirtioDevice for Blk {
         active: &mut Active,
     ) -> Result<(), Error> {
         self.reap(&mut Queue::of(active))?;
-        self.pump(active)
+        serve_queue(self, active, 0)
     }
 
     fn reset(&mut self) {
