@@ -9,6 +9,7 @@
 //! - [`hooks`]: the hooks that run on the host.
 //! - [`container`]: what a container is connected to: streams, a terminal, signals.
 //! - [`network`]: the pod's network namespace and the guest's cards in it.
+//! - [`features`]: what this runtime can do, for those who ask before.
 //! - [`host`]: what the host is, as far as it concerns virtual machines.
 //! - [`oci`]: the OCI commands' side of a pod: its control socket, relays, records.
 //! - [`task`]: what containerd calls: the shim's commands and its Task service.
@@ -23,6 +24,7 @@ pub mod sandbox;
 pub mod bundle;
 pub mod cgroup;
 pub mod container;
+pub mod features;
 pub mod hooks;
 pub mod host;
 pub mod id;

@@ -1,11 +1,15 @@
-//! `-info`: what the runtime is, for clients that ask containerd.
+//! `-info`: what the runtime is and can do, for clients that ask containerd.
 
 use protobuf::{Message, MessageField, well_known_types::any::Any};
 
 use super::proto::bootstrap::{RuntimeInfo, RuntimeVersion};
+use crate::features;
 
 /// The name under which containerd's clients know this runtime.
 const NAME: &str = "io.containerd.bulkhead.v2";
+
+/// The type of the features, whose form is JSON.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,11 @@ pub fn info(options: &[u8]) -> Result<Vec<u8>, Error> {
             ..Default::default()
         }),
         options: options.into(),
+        features: MessageField::some(Any {
+            type_url: FEATURES.to_owned(),
+            value: features::document().to_string().into_bytes(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     Ok(info
@@ -59,6 +68,11 @@ mod tests {
         assert_eq!(info.name, "io.containerd.bulkhead.v2");
         assert_eq!(info.options.type_url, "containerd.runc.v1.Options");
         assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+        assert!(info.features.type_url.ends_with("features/Features"));
+        let features: oci_spec::runtime::Features =
+            serde_json::from_slice(&info.features.value).expect("the specification's form");
+        let hooks = features.hooks().clone().unwrap_or_default();
+        assert!(hooks.contains(&"createRuntime".to_owned()), "{hooks:?}");
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::{fs::OpenOptions, io::Write};
 use anyhow::Context as _;
 use nix::unistd::{getegid, geteuid};
 use serde_json::{Value, json};
+use shim::features::SPECIFICATION;
 
-use super::{cli::SpecArgs, version::SPECIFICATION};
+use super::cli::SpecArgs;
 
 /// Writes it.
 pub(crate) fn spec(args: &SpecArgs) -> anyhow::Result<u8> {

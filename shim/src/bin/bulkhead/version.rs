@@ -1,7 +1,6 @@
 //! `bulkhead --version`, in the lines that engines read.
 
-/// The newest version of the runtime specification that is known.
-pub(crate) const SPECIFICATION: &str = "1.2.1";
+use shim::features::SPECIFICATION;
 
 /// The text.
 pub(crate) fn text() -> String {
