@@ -24,7 +24,7 @@ mod volume;
 pub(crate) use guest::process_for_guest;
 pub use guest::{GuestSpec, Places};
 pub use role::Role;
-pub use size::{Error as SizeError, Request as SizeRequest, size};
+pub use size::{Error as SizeError, POD_MEMORY, Request as SizeRequest, limit_mib, size};
 pub use volume::{Source, Volume};
 
 use crate::{

@@ -1,20 +1,45 @@
 //! How large a machine a container gets.
 //!
 //! ```text
-//!             --memory, --cpus    config.json's limits          neither
+//!             --memory, --cpus    limits                        neither
 //!   memory    as said             limit + 64 MiB for the guest  256 MiB
 //!   CPUs      as said             quota / period, rounded up    1
 //! ```
+//!
+//! The limits are config.json's, or those of the whole pod in the annotations of a container that
+//! stands for one. Such a pod without limits has 1 GiB, or half of the host's memory if that is
+//! less: what comes later must fit into it, and what is not used is given back. CPUs that are
+//! promised to it, as shares, count like limits.
 //!
 //! A limit in config.json is also enforced in the guest, by the container's
 //! cgroup there.
 
 use oci_spec::runtime::Spec;
 
+use super::Role;
 use crate::sandbox::{MAX_CPUS, MIN_MEMORY_MIB, Size};
 
 /// Memory of a machine without any limit.
 const DEFAULT_MEMORY_MIB: u64 = 256;
+
+/// Memory of a pod's machine without any limit.
+const POD_MEMORY_MIB: u64 = 1024;
+
+/// The memory of all containers of a pod.
+pub const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// The CPU time of all containers of a pod: of each period, or as shares.
+const POD_CPU: [&str; 3] = [
+    "io.kubernetes.cri.sandbox-cpu-quota",
+    "io.kubernetes.cri.sandbox-cpu-period",
+    "io.kubernetes.cri.sandbox-cpu-shares",
+];
+
+/// Microseconds of a period of CPU time: the kernel's own default.
+const PERIOD: u64 = 100_000;
+
+/// The shares of one CPU.
+const CPU_SHARES: u64 = 1024;
 
 /// What the guest's kernel and agent need besides the container.
 const GUEST_MEMORY_MIB: u64 = 64;
@@ -55,6 +80,14 @@ pub enum Error {
         /// How many.
         cpus: u64,
     },
+    /// An annotation that is no number.
+    #[error("the annotation {key} is {value:?}, which is no number")]
+    Annotation {
+        /// Which.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// A limit that is none.
     #[error(
         "linux.resources.memory.limit in config.json is {limit}; give a number of bytes above 0, or -1 for none"
@@ -69,10 +102,14 @@ pub enum Error {
 ///
 /// # Errors
 /// When it is none that a machine can have on this host.
-pub fn size(spec: &Spec, request: Request, host_mib: u64) -> Result<Size, Error> {
+pub fn size(spec: &Spec, role: &Role, request: Request, host_mib: u64) -> Result<Size, Error> {
     let memory_mib = match request.memory_mib {
         Some(memory_mib) => memory_mib,
-        None => limit_mib(spec)?.map_or(DEFAULT_MEMORY_MIB, |mib| mib + GUEST_MEMORY_MIB),
+        None => match (limit_mib(spec)?, role) {
+            (Some(mib), _) => mib.saturating_add(GUEST_MEMORY_MIB),
+            (None, Role::Sandbox) => POD_MEMORY_MIB.min(host_mib / 2).max(DEFAULT_MEMORY_MIB),
+            (None, Role::First | Role::Member { .. }) => DEFAULT_MEMORY_MIB,
+        },
     };
     if memory_mib < MIN_MEMORY_MIB {
         return Err(Error::TooLittle { memory_mib });
@@ -86,7 +123,7 @@ pub fn size(spec: &Spec, request: Request, host_mib: u64) -> Result<Size, Error>
     let cpus = match request.cpus {
         Some(cpus) => cpus,
         // A container may be allowed more than a machine can have.
-        None => quota_cpus(spec).unwrap_or(1).min(u64::from(MAX_CPUS)),
+        None => cpus(spec)?.unwrap_or(1).min(u64::from(MAX_CPUS)),
     };
     match u8::try_from(cpus) {
         Ok(cpus @ 1..=MAX_CPUS) => Ok(Size { cpus, memory_mib }),
@@ -94,7 +131,8 @@ pub fn size(spec: &Spec, request: Request, host_mib: u64) -> Result<Size, Error>
     }
 }
 
-fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
+/// The memory that config.json or the pod's annotation allows.
+pub fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
     let resources = spec
         .linux()
         .as_ref()
@@ -103,10 +141,36 @@ fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
         .and_then(|resources| resources.memory().as_ref())
         .and_then(|memory| memory.limit());
     match limit {
-        None | Some(-1) => Ok(None),
+        None | Some(-1) => Ok(annotation(spec, POD_MEMORY)?.map(|bytes| bytes.div_ceil(1 << 20))),
         Some(limit) if limit > 0 => Ok(Some((limit as u64).div_ceil(1 << 20))),
         Some(limit) => Err(Error::Limit { limit }),
     }
+}
+
+/// The CPUs that are allowed or promised.
+fn cpus(spec: &Spec) -> Result<Option<u64>, Error> {
+    if let Some(cpus) = quota_cpus(spec) {
+        return Ok(Some(cpus));
+    }
+    let [quota, period, shares] = POD_CPU.map(|key| annotation(spec, key));
+    Ok(match (quota?, shares?) {
+        (Some(quota), _) => Some(quota.div_ceil(period?.unwrap_or(PERIOD))),
+        (None, Some(shares)) => Some(shares.div_ceil(CPU_SHARES)),
+        (None, None) => None,
+    })
+}
+
+/// The number in an annotation; 0, or one below, is what clients write for none.
+fn annotation(spec: &Spec, key: &'static str) -> Result<Option<u64>, Error> {
+    let annotations = spec.annotations().as_ref();
+    let Some(value) = annotations.and_then(|annotations| annotations.get(key)) else {
+        return Ok(None);
+    };
+    let number: i64 = value.parse().map_err(|_| Error::Annotation {
+        key,
+        value: value.chars().take(40).collect(),
+    })?;
+    Ok(u64::try_from(number).ok().filter(|number| *number > 0))
 }
 
 fn quota_cpus(spec: &Spec) -> Option<u64> {
@@ -115,8 +179,8 @@ fn quota_cpus(spec: &Spec) -> Option<u64> {
     let quota = u64::try_from(cpu.quota()?)
         .ok()
         .filter(|quota| *quota > 0)?;
-    // The kernel's own default.
-    let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+    let period = cpu.period().filter(|period| *period > 0);
+    let period = period.unwrap_or(PERIOD);
     Some(quota.div_ceil(period))
 }
 
@@ -132,7 +196,42 @@ mod tests {
     }
 
     fn of(resources: serde_json::Value, request: Request) -> Result<Size, Error> {
-        size(&spec(resources), request, 4096)
+        size(&spec(resources), &Role::First, request, 4096)
+    }
+
+    fn pod(annotations: serde_json::Value, host_mib: u64) -> Result<(u8, u64), Error> {
+        // What containerd writes for the process that does nothing.
+        let resources = json!({"cpu": {"shares": 2}});
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "linux": {"resources": resources},
+            "annotations": annotations
+        });
+        let spec = serde_json::from_value(config).expect("a spec");
+        let size = size(&spec, &Role::Sandbox, Request::default(), host_mib)?;
+        Ok((size.cpus, size.memory_mib))
+    }
+
+    #[test]
+    fn a_pods_machine_has_the_size_that_its_annotations_say() {
+        let annotations = |memory: &str, quota: &str, shares: &str| {
+            json!({
+                "io.kubernetes.cri.sandbox-memory": memory,
+                "io.kubernetes.cri.sandbox-cpu-quota": quota,
+                "io.kubernetes.cri.sandbox-cpu-period": "100000",
+                "io.kubernetes.cri.sandbox-cpu-shares": shares
+            })
+        };
+        let limited = annotations("629145600", "250000", "102");
+        assert_eq!(pod(limited, 4096), Ok((3, 664)));
+        let promised = annotations("0", "0", "2048");
+        assert_eq!(pod(promised, 4096), Ok((2, 1024)));
+        assert_eq!(pod(json!({}), 1000), Ok((1, 500)));
+        let error = pod(annotations("much", "0", "0"), 4096).expect_err("refused");
+        assert!(
+            error.to_string().contains("sandbox-memory is \"much\""),
+            "{error}"
+        );
     }
 
     #[test]

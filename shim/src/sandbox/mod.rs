@@ -515,6 +515,11 @@ impl Sandbox {
         &self.trace
     }
 
+    /// How large the machine is.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
     /// The VMM's pid.
     pub fn vmm_pid(&self) -> u32 {
         self.vmm.pid()

@@ -11,7 +11,7 @@ use ttrpc::Code;
 
 use super::failure::Failure;
 use crate::{
-    bundle::{self, Bundle},
+    bundle::{self, Bundle, Role},
     id::{ContainerId, Namespace},
     pod::{self, Pod, PodPlan},
     sandbox::{Files, Media, Purpose, Surroundings, Trace},
@@ -41,7 +41,8 @@ pub(super) async fn pod(
         })?
         .ram_total()
         >> 20;
-    let size = bundle::size(bundle.spec(), bundle::SizeRequest::default(), host_mib)
+    let request = bundle::SizeRequest::default();
+    let size = bundle::size(bundle.spec(), bundle.role(), request, host_mib)
         .map_err(|error| Failure::invalid(chain(&error)))?;
     let plan = PodPlan {
         state_root: PathBuf::from(STATE_ROOT),
@@ -56,4 +57,20 @@ pub(super) async fn pod(
         deadline: DEADLINE,
     };
     Ok(Pod::start(plan, &trace).await?)
+}
+
+/// Refuses a member of a pod that may use more memory than the pod's machine has.
+pub(super) fn fits(bundle: &Bundle, pod: &Pod) -> Result<(), Failure> {
+    let limit = bundle::limit_mib(bundle.spec());
+    let limit = limit.map_err(|error| Failure::invalid(chain(&error)))?;
+    let memory_mib = pod.sandbox().size().memory_mib;
+    match (bundle.role(), limit) {
+        (Role::Member { .. }, Some(limit)) if limit > memory_mib => Err(Failure::invalid(format!(
+            "linux.resources.memory.limit in config.json is {limit} MiB, and the machine of the pod \
+                 has {memory_mib} MiB: give the pod itself a limit, which sizes its machine by the \
+                 annotation {}",
+            bundle::POD_MEMORY
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -235,6 +235,7 @@ impl Tasks {
         let opening = async { Ok(Streams::open(&entry.names, owner).await?) };
         let (pod, streams) = tokio::try_join!(self.pod(), opening)?;
         let bundle = Bundle::load(bundle_path).map_err(pod::Error::from)?;
+        super::boot::fits(&bundle, pod)?;
         let placeholder = *bundle.role() == Role::Sandbox;
         let (stdio, kept) = split(streams);
         let new = NewContainer {

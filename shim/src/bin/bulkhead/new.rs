@@ -75,7 +75,7 @@ impl New {
         Ok(Self {
             id,
             namespace: Namespace::parse(&global.namespace)?,
-            size: bundle::size(bundle.spec(), request, host_mib)?,
+            size: bundle::size(bundle.spec(), bundle.role(), request, host_mib)?,
             bundle,
             root: Root::Bundle,
             media: Media::default(),
