@@ -30,6 +30,9 @@ pub enum Error {
     /// Another kind of file, or damaged.
     #[error("not an EROFS image as Bulkhead makes them: {0}")]
     Format(&'static str),
+    /// The file that something is copied to.
+    #[error("cannot write the copy")]
+    Write(#[source] io::Error),
     /// More than was asked for.
     #[error("the file has {length} bytes, at most {limit} are read")]
     TooLarge {
@@ -170,6 +173,43 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// Writes the content of an inode, however long, to `copy`.
+    ///
+    /// # Errors
+    ///
+    /// When the image is damaged, or `copy` cannot be written.
+    pub fn copy(&self, found: &Found, copy: &mut impl io::Write) -> Result<(), Error> {
+        const PIECE: u64 = 1 << 20;
+        let (body, start, behind) = self.extent(found)?;
+        let mut bytes = vec![0; body.min(PIECE) as usize];
+        let mut done = 0;
+        while done < body {
+            let piece = &mut bytes[..(body - done).min(PIECE) as usize];
+            self.read_at(piece, start + done)?;
+            copy.write_all(piece).map_err(Error::Write)?;
+            done += piece.len() as u64;
+        }
+        // Less than a block.
+        let mut tail = vec![0; (found.size - body) as usize];
+        self.read_at(&mut tail, behind)?;
+        copy.write_all(&tail).map_err(Error::Write)
+    }
+
+    /// How much of an inode's content lies in blocks, where they begin, and where the rest is.
+    fn extent(&self, found: &Found) -> Result<(u64, u64, u64), Error> {
+        let tail = match found.format {
+            FLAT_INLINE => found.size % BLOCK as u64,
+            _ => 0,
+        };
+        let body = found.size - tail;
+        let start = u64::from(found.place) * BLOCK as u64;
+        if start.checked_add(body).is_none_or(|end| end > self.length) {
+            return Err(Error::Format("a file lies outside of it"));
+        }
+        let behind = found.nid * SLOT as u64 + INODE_BYTES as u64 + found.xattr_bytes;
+        Ok((body, start, behind))
+    }
+
     /// The content of an inode, at most `limit` bytes of it.
     ///
     /// # Errors
@@ -182,19 +222,10 @@ impl<'a> Image<'a> {
                 limit,
             });
         }
-        let tail = match found.format {
-            FLAT_INLINE => found.size % BLOCK as u64,
-            _ => 0,
-        };
-        let body = found.size - tail;
-        let start = u64::from(found.place) * BLOCK as u64;
-        if start + body > self.length {
-            return Err(Error::Format("a file lies outside of it"));
-        }
+        let (body, start, behind) = self.extent(found)?;
         let mut bytes = vec![0; found.size as usize];
         let (first, last) = bytes.split_at_mut(body as usize);
         self.read_at(first, start)?;
-        let behind = found.nid * SLOT as u64 + INODE_BYTES as u64 + found.xattr_bytes;
         self.read_at(last, behind)?;
         Ok(bytes)
     }
