@@ -7,6 +7,7 @@
 //! - [`bundle`]: `config.json` and the root file system, read and rewritten for the guest.
 //! - [`cgroup`]: a container's cgroup on the host.
 //! - [`hooks`]: the hooks that run on the host.
+//! - [`cni`]: networks that containers of images are attached to.
 //! - [`container`]: what a container is connected to: streams, a terminal, signals.
 //! - [`network`]: the pod's network namespace and the guest's cards in it.
 //! - [`features`]: what this runtime can do, for those who ask before.
@@ -23,6 +24,7 @@ pub mod sandbox;
 
 pub mod bundle;
 pub mod cgroup;
+pub mod cni;
 pub mod container;
 pub mod features;
 pub mod hooks;

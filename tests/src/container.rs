@@ -198,18 +198,33 @@ impl Run {
     /// # Errors
     /// When it ends before.
     pub fn wait_for_line(&mut self, wanted: &str) -> Result<()> {
+        self.lines_until(wanted).map(drop)
+    }
+
+    /// The lines of the container's output up to the one that is wanted.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub fn lines_until(&mut self, wanted: &str) -> Result<Vec<String>> {
         let stdout = self.child.stdout.as_mut().context("no stdout")?;
-        let mut line = String::new();
+        let (mut lines, mut line) = (Vec::new(), Vec::new());
         // Byte by byte, so that nothing of what follows is taken.
         let mut byte = [0];
         while stdout.read(&mut byte)? == 1 {
-            match byte {
-                [b'\n'] if line == wanted => return Ok(()),
-                [b'\n'] => line.clear(),
-                [byte] => line.push(byte.into()),
+            if byte != *b"\n" {
+                line.extend(byte);
+                continue;
             }
+            let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
+            if text == wanted {
+                return Ok(lines);
+            }
+            lines.push(text);
         }
-        bail!("the output ended without {wanted:?}: {}", self.stderr())
+        bail!(
+            "the output ended without {wanted:?}, after {lines:?}: {}",
+            self.stderr()
+        )
     }
 
     /// Writes `bytes` to the container while its output is read.

@@ -299,12 +299,55 @@ impl Host {
     /// As [`Host::command`].
     pub fn run(&self, args: &[&str]) -> Result<Output> {
         let output = self.container(args)?.output()?;
-        let state = self.directory.path().join("state");
-        for place in ["default", "bundles"] {
-            let left = fs::read_dir(state.join(place)).map_or(0, Iterator::count);
-            ensure!(left == 0, "state is left in {place}");
-        }
+        self.nothing_is_left()?;
         Ok(output)
+    }
+
+    /// `bulkhead run`, not started yet, of a container that has no network unless `args` say so.
+    ///
+    /// # Errors
+    /// As [`Host::command`].
+    pub fn run_command(&self, args: &[&str]) -> Result<Command> {
+        let mut bulkhead = self.command("run", &["--start-timeout", START_TIMEOUT])?;
+        bulkhead.arg("--volume-root").arg(self.volumes());
+        if !args.contains(&"--network") {
+            bulkhead.args(["--network", "none"]);
+        }
+        bulkhead.args(args);
+        Ok(bulkhead)
+    }
+
+    /// Where named volumes are.
+    pub fn volumes(&self) -> PathBuf {
+        self.directory.path().join("volumes")
+    }
+
+    /// `bulkhead` with a command that is not around images.
+    ///
+    /// # Errors
+    /// When the tests were not started by `cargo xtask test`.
+    pub fn plain(&self, args: &[&str]) -> Result<Command> {
+        let mut bulkhead = Command::new(bin("bulkhead")?);
+        bulkhead.arg("--root").arg(self.state()).args(args);
+        Ok(bulkhead)
+    }
+
+    /// Where the state of its containers is.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Fails unless everything that was made for containers is gone.
+    ///
+    /// # Errors
+    /// When something is left.
+    pub fn nothing_is_left(&self) -> Result<()> {
+        for place in ["default", "bundles"] {
+            let entries = fs::read_dir(self.state().join(place)).into_iter();
+            let left: Vec<_> = entries.flatten().flatten().collect();
+            ensure!(left.is_empty(), "state is left in {place}: {left:?}");
+        }
+        Ok(())
     }
 
     /// Starts a container with pipes.
@@ -312,9 +355,8 @@ impl Host {
     /// # Errors
     /// As [`Host::command`].
     pub fn container(&self, args: &[&str]) -> Result<Run> {
-        let args = [&["--start-timeout", START_TIMEOUT], args].concat();
         let child = self
-            .command("run", &args)?
+            .run_command(args)?
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

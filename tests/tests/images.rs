@@ -583,10 +583,6 @@ fn hostile_and_broken_layers_are_refused_and_nothing_is_left() -> Result<()> {
     assert!(host.kept()?.is_empty());
     assert_eq!(fs::read_dir(outside.path())?.count(), 0);
 
-    let said = host.refusal("run", &["-p", "80:80", &layout.location()])?;
-    assert!(said.contains("--publish"), "{said}");
-    let said = host.refusal("run", &["--network", "bridge", &layout.location()])?;
-    assert!(said.contains("bridge"), "{said}");
     let said = host.refusal("run", &["--pull", "never", "example.org/none"])?;
     assert!(said.contains("example.org/none"), "{said}");
     Ok(())

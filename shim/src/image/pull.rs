@@ -59,6 +59,8 @@ pub struct Access {
     pub credentials: Option<Credentials>,
     /// The file with credentials, in place of the usual ones.
     pub credentials_file: Option<PathBuf>,
+    /// The directory of authorities' certificates, in place of the usual ones.
+    pub certificates: Option<PathBuf>,
     /// Whether a registry must show a certificate. Without a word: yes, unless it is on this host.
     pub tls_verify: Option<bool>,
 }

@@ -14,7 +14,9 @@ use futures_core::Stream;
 use nix::fcntl::{Flock, FlockArg};
 use oci_client::{
     Client, Reference,
-    client::{BlobResponse, ClientConfig, ClientProtocol, SizedStream},
+    client::{
+        BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol, SizedStream,
+    },
     errors::OciDistributionError,
     manifest::OciDescriptor,
     secrets::RegistryAuth,
@@ -28,6 +30,7 @@ use rootfs_builder::{
 };
 
 use super::{
+    certificates,
     credentials::{self, Credentials},
     pull::{Access, Event, Report},
 };
@@ -104,6 +107,9 @@ pub enum Error {
         /// How many should.
         declared: u64,
     },
+    /// Certificates of authorities.
+    #[error(transparent)]
+    Certificates(#[from] certificates::Error),
     /// A file of a layer.
     #[error("cannot write {}", path.display())]
     Write {
@@ -134,9 +140,11 @@ impl Registry {
     /// When it does not answer or has none for these machines.
     pub async fn ask(reference: &Reference, access: &Access) -> Result<Self, Error> {
         let auth = auth(reference, access)?;
+        let certificates =
+            certificates::find(reference.resolve_registry(), access.certificates.as_deref())?;
         let mut ways = ways(reference, access.tls_verify).into_iter().peekable();
         while let Some(way) = ways.next() {
-            let client = way.client();
+            let client = way.client(&certificates);
             match client.pull_manifest_raw(reference, &auth, &ACCEPTED).await {
                 Ok((bytes, _)) => return Self::of(client, reference, &auth, bytes.to_vec()).await,
                 // Another protocol is tried where nobody spoke this one.
@@ -485,8 +493,13 @@ struct Way {
 }
 
 impl Way {
-    fn client(self) -> Client {
+    fn client(self, authorities: &[Vec<u8>]) -> Client {
+        let authority = |pem: &Vec<u8>| Certificate {
+            encoding: CertificateEncoding::Pem,
+            data: pem.clone(),
+        };
         Client::new(ClientConfig {
+            extra_root_certificates: authorities.iter().map(authority).collect(),
             protocol: self.protocol,
             accept_invalid_certificates: self.any_certificate,
             connect_timeout: Some(PATIENCE),

@@ -126,21 +126,33 @@ pub struct Request {
     pub cap_add: Vec<String>,
     /// Capabilities it does not have.
     pub cap_drop: Vec<String>,
+    /// The network namespace that it joins, in place of one of its own.
+    pub network: Option<String>,
     /// The most memory it may have.
     pub memory_bytes: Option<u64>,
     /// The most time it may have, in thousandths of a CPU.
     pub milli_cpus: Option<u64>,
 }
 
-/// A directory or file of the host in the container, `HOST:CONTAINER[:OPTIONS]`.
+/// A directory or file of the host in the container, `HOST:CONTAINER[:OPTIONS]`, or a named
+/// volume, `NAME:CONTAINER[:OPTIONS]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// Where it is on the host.
+    /// Where it is on the host, or its name.
     pub host: String,
     /// Where the container has it.
     pub container: String,
     /// How it is mounted.
     pub options: Vec<String>,
+    /// Whether an empty volume gets what the image has there.
+    pub copied: bool,
+}
+
+impl Volume {
+    /// Whether it has a name rather than a place.
+    pub fn is_named(&self) -> bool {
+        !self.host.starts_with(['/', '.'])
+    }
 }
 
 /// A directory in memory, `CONTAINER[:OPTIONS]`.
@@ -166,27 +178,29 @@ impl FromStr for Volume {
             [host, container, options] => (host, container, options),
             _ => return Err(wrong("--volume takes HOST:CONTAINER[:OPTIONS]")),
         };
-        if !host.starts_with('/') && !host.starts_with('.') {
+        if host.is_empty() {
             return Err(wrong(
-                "named volumes are not supported; give a path of the host that begins with / or .",
+                "what is mounted is missing: a path of the host that begins with / or ., or a \
+                 volume's name",
             ));
         }
         if !container.starts_with('/') {
             return Err(wrong("the path in the container must begin with /"));
         }
         let mut kept = Vec::new();
+        let mut copied = true;
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
-                // Labels of SELinux, which the guest does not have, and copying into named
-                // volumes.
-                "z" | "Z" | "nocopy" => {}
+                // Labels of SELinux, which the guest does not have.
+                "z" | "Z" => {}
+                "nocopy" => copied = false,
                 "ro" | "rw" | "nosuid" | "suid" | "nodev" | "dev" | "noexec" | "exec" | "rbind"
                 | "bind" | "private" | "rprivate" | "slave" | "rslave" => {
                     kept.push(option.to_owned());
                 }
                 _ => {
                     return Err(wrong(
-                        "options are ro, rw, z, nosuid, nodev, noexec, bind, rbind, private, \
+                        "options are ro, rw, z, nocopy, nosuid, nodev, noexec, bind, rbind, private, \
                          rprivate, slave and rslave",
                     ));
                 }
@@ -196,6 +210,7 @@ impl FromStr for Volume {
             host: host.to_owned(),
             container: container.to_owned(),
             options: kept,
+            copied,
         })
     }
 }
@@ -244,7 +259,10 @@ pub fn config(image: &Execution, user: &User, request: &Request) -> Result<Value
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
     let namespaces: Vec<Value> = namespaces
         .iter()
-        .map(|kind| json!({"type": kind}))
+        .map(|kind| match (*kind, &request.network) {
+            ("network", Some(path)) => json!({"type": kind, "path": path}),
+            _ => json!({"type": kind}),
+        })
         .collect();
     let mut config = json!({
         "ociVersion": "1.0.2",
@@ -617,8 +635,19 @@ mod tests {
     }
 
     #[test]
+    fn volumes_may_have_names() {
+        let named: Volume = "name:/data:nocopy,ro".parse().unwrap();
+        assert!(named.is_named() && !named.copied);
+        assert_eq!(named.options, ["ro"]);
+        for place in ["/a:/data", "./a:/data"] {
+            let volume: Volume = place.parse().unwrap();
+            assert!(!volume.is_named() && volume.copied);
+        }
+    }
+
+    #[test]
     fn mounts_of_other_forms_are_refused_with_the_right_one() {
-        for text in ["/only", "name:/data", "/a:b", "/a:/b:fast", "/a:/b:ro:x"] {
+        for text in ["/only", ":/data", "/a:b", "/a:/b:fast", "/a:/b:ro:x"] {
             let error = text.parse::<Volume>().unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }

@@ -11,6 +11,7 @@
 //! pod's process then undoes everything.
 
 use std::{
+    any::Any,
     fs::{File, OpenOptions},
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     container::Signals,
     log,
-    pod::{self, NewContainer, Pod, PodPlan},
+    pod::{self, NewContainer, Pod, PodPlan, ProcessId},
     sandbox::Trace,
     sys::{self, Fork},
 };
@@ -49,13 +50,24 @@ pub struct Hosted {
     pub relay: OwnedFd,
     /// Whether its log lines go where the command's go, too, rather than to the state directory.
     pub keep_log: bool,
+    /// What it keeps besides.
+    pub kept: Option<Kept>,
+}
+
+/// What a pod's process keeps for a container that no client asks for.
+#[derive(Debug)]
+pub struct Kept {
+    /// Something that ends with the pod.
+    pub place: Box<dyn Any + Send>,
+    /// Whether the container is removed at its end.
+    pub remove: bool,
 }
 
 /// Makes a pod's process and waits until its first container is made.
 ///
 /// # Errors
 /// When it cannot be made; then nothing is left of it.
-pub fn host_detached(hosted: Hosted, trace: &Trace) -> Result<(), Error> {
+pub fn host_detached(mut hosted: Hosted, trace: &Trace) -> Result<(), Error> {
     let (mut ours, theirs) = StdUnixStream::pair().map_err(Error::Io)?;
     if sys::fork().map_err(Error::Io)? == Fork::Child {
         drop(ours);
@@ -69,6 +81,8 @@ pub fn host_detached(hosted: Hosted, trace: &Trace) -> Result<(), Error> {
         };
         sys::exit_copy(status);
     }
+    // It is the copy's now, which ends it, too.
+    std::mem::forget(hosted.kept.take());
     drop((theirs, hosted));
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut ours, &mut bytes).map_err(Error::Io)?;
@@ -97,13 +111,15 @@ fn detached(hosted: Hosted, reply: StdUnixStream, trace: &Trace) -> io::Result<(
         .block_on(run(hosted, reply, trace))
 }
 
-async fn run(hosted: Hosted, reply: StdUnixStream, trace: &Trace) -> io::Result<()> {
+async fn run(mut hosted: Hosted, reply: StdUnixStream, trace: &Trace) -> io::Result<()> {
     let mut signals = Signals::catch()?;
     let mut reply = UnixStream::from_std(reply)?;
     let keep_log = hosted.keep_log;
+    let kept = hosted.kept.take();
+    let first = ProcessId::first(hosted.new.id.clone());
     let mut nothing = [0];
     let made = tokio::select! {
-        made = first(hosted, trace) => made,
+        made = make(hosted, trace) => made,
         // The command says nothing: it is gone.
         _ = reply.read(&mut nothing) => return Ok(()),
         _ = signals.end() => return Ok(()),
@@ -134,14 +150,23 @@ async fn run(hosted: Hosted, reply: StdUnixStream, trace: &Trace) -> io::Result<
         }
         std::future::pending::<()>().await;
     };
+    let removing = async {
+        if kept.as_ref().is_some_and(|kept| kept.remove) {
+            // However it ends, and whoever is told before.
+            let _ = pod.wait(&first).await;
+            server.remove(&first.container).await;
+        }
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         () = server.run() => {}
         () = watching => {}
+        () = removing => {}
     }
     Ok(())
 }
 
-async fn first(hosted: Hosted, trace: &Trace) -> Result<Server, pod::Error> {
+async fn make(hosted: Hosted, trace: &Trace) -> Result<Server, pod::Error> {
     let pod = Pod::start(hosted.plan, trace).await?;
     pod.create(hosted.new).await?;
     pod.sandbox().save_trace().map_err(pod::Error::from)?;

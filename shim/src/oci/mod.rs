@@ -29,7 +29,7 @@ mod tree;
 pub use client::{Client, Error as ClientError};
 pub use console::{Console, Error as ConsoleError};
 pub use home::{Error as HomeError, Found, Home};
-pub use host::{Hosted, host_detached};
+pub use host::{Hosted, Kept, host_detached};
 pub use message::{Create, Exec, Reply, Request};
 pub use record::{Record, State};
 pub use relay::{

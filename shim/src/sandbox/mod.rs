@@ -28,6 +28,7 @@ use protocol::{
 use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
 
 mod agent;
+mod attachment;
 pub mod console;
 mod machine;
 mod resources;
@@ -44,9 +45,10 @@ pub use state::{Error as StateError, Made, Owner, StateDir};
 pub use trace::{Record, Span, Trace};
 pub use vmm::Death;
 
-use self::vmm::Vmm;
+use self::{attachment::Attachments, vmm::Vmm};
 use crate::{
     cgroup::{CgroupPlan, HostCgroup},
+    cni,
     hooks::{self, HostHooks, Moment},
     id::{ContainerId, Namespace},
     network::{self, Card, Network},
@@ -106,6 +108,8 @@ pub struct Surroundings {
     pub cgroup: Option<CgroupPlan>,
     /// The process that stands for the first container, to be put into the cgroup, too.
     pub relay: Option<u32>,
+    /// Networks that the namespace is attached to.
+    pub attach: Option<cni::Plan>,
 }
 
 /// What a sandbox is for.
@@ -125,6 +129,7 @@ pub struct Sandbox {
     console: Console,
     tree: Option<Arc<SharedTree>>,
     network: Mutex<Option<Network>>,
+    attachments: Mutex<Option<Attachments>>,
     cgroup: Mutex<Option<HostCgroup>>,
     state: StateDir,
     trace: Trace,
@@ -149,6 +154,9 @@ pub enum Error {
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] network::Error),
+    /// Networks that it is attached to.
+    #[error(transparent)]
+    Attach(#[from] cni::Error),
     /// The tree of files that it shares with the host.
     #[error(transparent)]
     Shared(#[from] SharedError),
@@ -251,12 +259,14 @@ impl Sandbox {
             hooks,
             cgroup,
             relay,
+            attach,
         } = plan.surroundings;
         let cgroup = put_into_cgroup(&state, cgroup, relay)?;
         if let Some(hooks) = hooks {
             hooks.run(Moment::Create).await?;
         }
-        // Whatever the hooks made in it is there now.
+        let attachments = attached(&state, network.as_ref(), attach, trace)?;
+        // Whatever hooks and plug-ins made in it is there now.
         let (network, cards) = match plan.purpose {
             Purpose::Containers => joined(network)?,
             Purpose::Probe => (None, Vec::new()),
@@ -314,6 +324,7 @@ impl Sandbox {
             console,
             tree,
             network: Mutex::new(network),
+            attachments: Mutex::new(attachments),
             cgroup: Mutex::new(cgroup),
             state,
             trace: trace.clone(),
@@ -495,6 +506,12 @@ impl Sandbox {
             tree.release();
         }
         drop(self.network().take());
+        let mut attachments = self
+            .attachments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(attachments.take());
+        drop(attachments);
         let mut cgroup = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
         drop(cgroup.take());
         self.state.remove();
@@ -564,6 +581,22 @@ fn put_into_cgroup(
         cgroup.admit(relay);
     }
     Ok(cgroup)
+}
+
+/// Attaches the namespace to networks, if that is planned.
+fn attached(
+    state: &StateDir,
+    namespace: Option<&OwnedFd>,
+    plan: Option<cni::Plan>,
+    trace: &Trace,
+) -> Result<Option<Attachments>, Error> {
+    match (plan, namespace) {
+        (Some(plan), Some(namespace)) if !plan.networks.is_empty() => {
+            let _span = trace.span("network attached");
+            Attachments::make(state, namespace, plan).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The pod's network, and the guest's cards for what is in it.

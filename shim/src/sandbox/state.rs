@@ -22,15 +22,19 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::shared;
+use super::{attachment, shared};
 use crate::{
     cgroup,
+    cni::{self, Attached},
     id::{ContainerId, Namespace},
 };
 
@@ -53,6 +57,15 @@ pub enum Error {
         /// Its directory.
         path: PathBuf,
     },
+    /// Its network cannot be undone.
+    #[error("cannot remove what a killed sandbox left in {}", path.display())]
+    Network {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: cni::Error,
+    },
     /// A step on the file system failed.
     #[error("cannot {doing} {}", path.display())]
     Io {
@@ -67,7 +80,7 @@ pub enum Error {
 }
 
 /// Something that is about to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "made", rename_all = "snake_case")]
 pub enum Made {
     /// This directory, by the process with this id.
@@ -89,6 +102,13 @@ pub enum Made {
     Cgroup {
         /// Where.
         path: PathBuf,
+    },
+    /// A name of the network namespace in this directory.
+    Namespace,
+    /// An attachment to a network: noted before it is made, and after that with its result.
+    Attachment {
+        /// All that undoing it needs.
+        attached: Box<Attached>,
     },
     /// The VMM's process, which dies with the owner.
     Vmm,
@@ -156,13 +176,24 @@ fn is_abandoned(journal: File) -> io::Result<bool> {
     }
 }
 
+/// The right to let a directory stay when its owner ends.
+#[derive(Debug)]
+pub(super) struct Keeper(Arc<AtomicBool>);
+
+impl Keeper {
+    /// Lets it stay, unless it was removed.
+    pub(super) fn keep(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The directory. Dropping it removes it with all that is in it.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
     directory: File,
     journal: Flock<File>,
-    removed: AtomicBool,
+    removed: Arc<AtomicBool>,
 }
 
 impl StateDir {
@@ -238,7 +269,7 @@ impl StateDir {
             path,
             directory,
             journal,
-            removed: AtomicBool::new(false),
+            removed: Arc::default(),
         };
         state.record(&Made::Directory {
             owner: std::process::id(),
@@ -336,7 +367,12 @@ impl StateDir {
 impl StateDir {
     /// Lets it stay when its owner ends, as if that had been killed.
     pub fn keep(&self) {
-        self.removed.store(true, Ordering::Relaxed);
+        self.keeper().keep();
+    }
+
+    /// The right to let it stay.
+    pub(super) fn keeper(&self) -> Keeper {
+        Keeper(self.removed.clone())
     }
 
     /// Makes a link of this name beside it, by which a member of the pod is found.
@@ -425,7 +461,12 @@ fn undo_leftover(path: &Path, id: &ContainerId) -> Result<(), Error> {
         Err(error) => return Err(failed("open the journal of", path)(error)),
     }
     tracing::info!(path = %path.display(), "removing what a killed sandbox left");
-    for made in Made::read(path).iter().rev() {
+    let made = Made::read(path);
+    attachment::undo_leftover(&made, path).map_err(|source| Error::Network {
+        path: path.to_owned(),
+        source,
+    })?;
+    for made in made.iter().rev() {
         if let Made::Cgroup { path } = made {
             cgroup::remove(path).map_err(failed("remove the cgroup", path))?;
         }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::store::{AccessArgs, StoreArgs};
+use super::store::{AccessArgs, StoreArgs, VolumeRootArgs};
 
 /// Runs containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -85,7 +85,10 @@ pub(crate) enum Command {
     /// Send a signal to a container
     Kill(KillArgs),
     /// Remove a container
+    #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
+    /// Print what a detached container of an image printed
+    Logs(IdArgs),
     /// Freeze the processes of a container
     Pause(IdArgs),
     /// Thaw the processes of a container
@@ -116,6 +119,8 @@ pub(crate) enum Command {
     Rmi(RmiArgs),
     /// Remove images without names, and what was not fetched wholly
     Prune(PruneArgs),
+    /// Make, list and remove named volumes
+    Volume(VolumeArgs),
 }
 
 /// The files of a machine, where they are not those beside the program.
@@ -178,7 +183,9 @@ pub(crate) struct MakeArgs {
                   linux.resources), and 64 MiB for the guest itself; without limits, 256 MiB and one CPU.\n\n\
                   The standard streams are the container's. With a terminal (--tty, or `process.terminal: true` in\n\
                   config.json) it has this one, whose keys then all go to the container. Signals are passed on.\n\n\
-                  The container's network is a loopback interface."
+                  A container of an image is attached to a network by CNI plug-ins: to Bulkhead's own bridge, to\n\
+                  networks of the host (those in /etc/cni/net.d, or where NETCONFPATH says), or to none. What is run\n\
+                  detached prints to a log (`bulkhead logs`) and stays until `bulkhead rm`, unless --rm is given."
 )]
 pub(crate) struct RunArgs {
     /// Image; with --bundle, name for the container, unique in its namespace
@@ -213,7 +220,7 @@ pub(crate) struct RunArgs {
 }
 
 /// What makes no sense with a bundle.
-const OF_IMAGES: [&str; 24] = [
+const OF_IMAGES: [&str; 27] = [
     "command",
     "interactive",
     "tty",
@@ -233,9 +240,12 @@ const OF_IMAGES: [&str; 24] = [
     "storage_opt",
     "network",
     "publish",
+    "dns",
+    "volume_root",
     "pull",
     "creds",
     "authfile",
+    "cert_dir",
     "tls_verify",
     "image_root",
 ];
@@ -250,13 +260,13 @@ pub(crate) struct ImageRunArgs {
     /// Give the container a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Leave nothing of the container behind, which is always so
+    /// Remove the container at its end; in the foreground it always is
     #[arg(long)]
     pub(crate) rm: bool,
     /// Name for the container [default: of the image and of chance]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Mount a directory or file of the host
+    /// Mount a directory or file of the host, or a named volume
     #[arg(short, long, value_name = "HOST:CONTAINER[:OPTIONS]")]
     pub(crate) volume: Vec<String>,
     /// Mount a directory in memory
@@ -292,15 +302,25 @@ pub(crate) struct ImageRunArgs {
     /// Put writes on a sparse disk of at most this size instead of in memory
     #[arg(long, value_name = "size=SIZE")]
     pub(crate) storage_opt: Option<String>,
-    /// Network of the container: none
-    #[arg(long, value_name = "NETWORK")]
-    pub(crate) network: Option<String>,
-    /// Not supported yet
-    #[arg(short, long, value_name = "PORTS")]
+    /// Networks of the container: `bulkhead`, `none`, names of CNI networks, or ns:PATH to join a namespace
+    #[arg(
+        long,
+        visible_alias = "net",
+        value_name = "NETWORK[,NETWORK]",
+        default_value = "bulkhead"
+    )]
+    pub(crate) network: String,
+    /// Lead a port of the host to one of the container
+    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/PROTOCOL]")]
     pub(crate) publish: Vec<String>,
+    /// Name server [default: the host's, but for those on its loopback]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns: Vec<std::net::IpAddr>,
     /// When to fetch the image
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Pull::Missing)]
     pub(crate) pull: Pull,
+    #[command(flatten)]
+    pub(crate) volumes: VolumeRootArgs,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
     #[command(flatten)]
@@ -623,6 +643,36 @@ pub(crate) struct PruneArgs {
     pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+/// `bulkhead volume`.
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    #[command(flatten)]
+    pub(crate) root: VolumeRootArgs,
+    #[command(subcommand)]
+    pub(crate) command: VolumeCommand,
+}
+
+/// The commands about named volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make volumes, unless they are there
+    Create {
+        /// Their names
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+    /// List them
+    #[command(name = "list", visible_alias = "ls")]
+    List,
+    /// Remove volumes with all that is in them
+    #[command(name = "remove", visible_alias = "rm")]
+    Remove {
+        /// Their names
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
 }
 
 /// The form of what is printed.

@@ -20,6 +20,8 @@ mod images;
 mod kill;
 mod list;
 mod log;
+mod logs;
+mod network;
 mod new;
 mod prune;
 mod ps;
@@ -33,6 +35,7 @@ mod state;
 mod store;
 mod update;
 mod version;
+mod volume;
 
 use cli::{Cli, Command, Global};
 use shim::{
@@ -79,6 +82,7 @@ fn carry_out(global: &Global, command: Command, trace: &Trace) -> anyhow::Result
         Command::Ps(args) => ps::ps(global, &args),
         Command::Kill(args) => kill::kill(global, &args),
         Command::Delete(args) => delete::delete(global, &args),
+        Command::Logs(args) => logs::logs(global, &args),
         Command::Pause(args) => simple::pause(global, &args),
         Command::Resume(args) => simple::resume(global, &args),
         Command::Update(args) => update::update(global, &args),
@@ -92,6 +96,7 @@ fn carry_out(global: &Global, command: Command, trace: &Trace) -> anyhow::Result
         Command::Images(args) => images::images(&args),
         Command::Rmi(args) => rmi::rmi(&args),
         Command::Prune(args) => prune::prune(&args),
+        Command::Volume(args) => volume::volume(&args),
     }
 }
 

@@ -17,9 +17,12 @@ use nix::sys::sysinfo::sysinfo;
 use shim::{
     bundle::{self, Bundle, Role},
     cgroup::{CgroupPlan, Layout},
+    cni,
     hooks::HostHooks,
     id::{ContainerId, Namespace},
-    oci::{Client, Console, Create, Found, Hosted, Record, Relay, Request, Stand, host_detached},
+    oci::{
+        Client, Console, Create, Found, Hosted, Kept, Record, Relay, Request, Stand, host_detached,
+    },
     pod::{Input, NewContainer, PodPlan, Root, Stdio},
     sandbox::{Media, Purpose, Size, Surroundings, Trace},
 };
@@ -43,6 +46,16 @@ pub(crate) struct New {
     pub(crate) media: Media,
     /// How large its machine is.
     pub(crate) size: Size,
+    /// Networks that it is attached to.
+    pub(crate) attach: Option<cni::Plan>,
+}
+
+/// What a container has that nobody attends, and that was not made by a client.
+pub(crate) struct Unattended {
+    /// Where its output goes.
+    pub(crate) log: fs::File,
+    /// What the pod's process keeps for it.
+    pub(crate) kept: Kept,
 }
 
 impl New {
@@ -79,6 +92,7 @@ impl New {
             bundle,
             root: Root::Bundle,
             media: Media::default(),
+            attach: None,
         })
     }
 
@@ -94,6 +108,7 @@ impl New {
             purpose: Purpose::Containers,
             surroundings: Surroundings {
                 cgroup: Some(CgroupPlan::of(spec, &self.id, layout(global))),
+                attach: self.attach.take(),
                 ..Surroundings::default()
             },
             media: std::mem::take(&mut self.media),
@@ -145,6 +160,7 @@ impl New {
         mut self,
         global: &Global,
         args: &MakeArgs,
+        unattended: Option<Unattended>,
         trace: &Trace,
     ) -> anyhow::Result<Relay> {
         let sandbox = match self.bundle.role() {
@@ -156,12 +172,18 @@ impl New {
             Some(_) => None,
             None => Some(self.plan(global, args)),
         };
-        let stdio = Streams::of(self.bundle.terminal(), args.console_socket.as_deref())?;
+        let (stdio, kept) = match unattended {
+            Some(unattended) => (Streams::log(&unattended.log)?, Some(unattended.kept)),
+            None => {
+                let console = args.console_socket.as_deref();
+                (Streams::of(self.bundle.terminal(), console)?, None)
+            }
+        };
         let stand = self.stand(stdio.stdio()?, self.bundle.terminal())?;
         let relay = stand.spawn()?;
         let made = match (sandbox, plan) {
             (Some(sandbox), _) => self.join(global, &sandbox, &stdio, &relay),
-            (None, Some(plan)) => self.host(global, plan, stdio, &relay, trace),
+            (None, Some(plan)) => self.host(global, (plan, kept), stdio, &relay, trace),
             (None, None) => unreachable!("a container without a sandbox has a plan"),
         };
         if let Err(error) = made {
@@ -176,7 +198,7 @@ impl New {
     fn host(
         self,
         global: &Global,
-        mut plan: PodPlan,
+        (mut plan, kept): (PodPlan, Option<Kept>),
         stdio: Streams,
         relay: &Relay,
         trace: &Trace,
@@ -191,6 +213,7 @@ impl New {
                 .context("cannot hold the relay's socket")?,
             new: self.container(stdio.into_stdio()?, relay),
             keep_log: global.debug && global.log.is_some(),
+            kept,
         };
         Ok(host_detached(hosted, trace)?)
     }
@@ -275,6 +298,19 @@ impl Streams {
         ];
         let all = all.into_iter().collect::<io::Result<_>>();
         Ok(Self(all.context("cannot hold the standard streams")?))
+    }
+
+    /// Nothing to read, and a log for what is printed.
+    fn log(log: &fs::File) -> anyhow::Result<Self> {
+        let all = || -> io::Result<Vec<OwnedFd>> {
+            let null = fs::File::open("/dev/null")?;
+            Ok(vec![
+                null.into(),
+                log.try_clone()?.into(),
+                log.try_clone()?.into(),
+            ])
+        };
+        Ok(Self(all().context("cannot hold the log")?))
     }
 
     /// A terminal that this process has.

@@ -17,7 +17,7 @@ use shim::{
     bundle::{Role, SizeRequest},
     container::{Signals, Terminal},
     id::{ContainerId, Namespace},
-    oci::{Relay, Request, Server},
+    oci::{Kept, Relay, Request, Server},
     pod::{self, Input, NewContainer, Pod, PodPlan, ProcessId, Root, Stdio},
     sandbox::Trace,
 };
@@ -25,8 +25,8 @@ use shim::{
 use super::{
     cli::{Global, RunArgs},
     home,
-    new::{New, possible, write_pid},
-    run_image,
+    new::{New, Unattended, possible, write_pid},
+    run_image::{self, Place},
 };
 
 /// A signal that came before everything was started.
@@ -42,15 +42,21 @@ pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Res
         let new = New::load(global, (&args.target, &bundle), &args.make)?;
         drop(reading);
         return match args.detach {
-            true => detached(global, args, new, trace),
+            true => detached(global, args, new, None, trace),
             false => foreground(global, args, new, Stdin::Inherited, trace),
         };
     }
     possible(&args.make)?;
-    if args.detach || args.keep {
+    if args.keep {
         bail!(
-            "--detach and --keep are not possible with an image yet: what it is run from ends with the command; \
-             leave them out, or name a bundle by --bundle"
+            "--keep is not possible with an image: what it is run from ends with the command; use --detach, \
+             or name a bundle by --bundle"
+        );
+    }
+    if args.detach && (args.image_flags.interactive || args.image_flags.tty) {
+        bail!(
+            "--detach is not possible with --interactive and --tty: there is no attaching to it later; leave \
+             them out, and use `bulkhead exec --tty`"
         );
     }
     let mut image = run_image::prepare(&global.root, args)?;
@@ -59,6 +65,11 @@ pub(crate) fn run(global: &Global, args: &RunArgs, trace: &Trace) -> anyhow::Res
     new.root = Root::Image(image.upper);
     new.media = std::mem::take(&mut image.media);
     new.size.memory_mib += image.overhead_mib;
+    new.attach = image.attach.take();
+    if args.detach {
+        drop(reading);
+        return detached_image(global, args, new, image.place, trace);
+    }
     let stdin = match args.image_flags.interactive {
         true => Stdin::Inherited,
         false => Stdin::Nothing,
@@ -146,10 +157,39 @@ fn trace_span<T>(trace: &Trace, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Makes and starts it, and returns.
-fn detached(global: &Global, args: &RunArgs, new: New, trace: &Trace) -> anyhow::Result<u8> {
+/// Makes and starts the container of an image, prints its name, and returns. What keeps the
+/// bundle's files goes to the pod's process.
+fn detached_image(
+    global: &Global,
+    args: &RunArgs,
+    new: New,
+    place: Place,
+    trace: &Trace,
+) -> anyhow::Result<u8> {
     let id = new.id.clone();
-    let relay = new.detached(global, &args.make, trace)?;
+    let log = place.log(&args.image_flags.store.image_root)?;
+    let unattended = Unattended {
+        log,
+        kept: Kept {
+            place: Box::new(place),
+            remove: args.image_flags.rm,
+        },
+    };
+    let status = detached(global, args, new, Some(unattended), trace)?;
+    println!("{id}");
+    Ok(status)
+}
+
+/// Makes and starts it, and returns.
+fn detached(
+    global: &Global,
+    args: &RunArgs,
+    new: New,
+    unattended: Option<Unattended>,
+    trace: &Trace,
+) -> anyhow::Result<u8> {
+    let id = new.id.clone();
+    let relay = new.detached(global, &args.make, unattended, trace)?;
     let home = home(global)?;
     let started = home
         .ask(&id, &Request::Start { id: id.to_string() })

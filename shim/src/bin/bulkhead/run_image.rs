@@ -4,7 +4,10 @@ use std::{
     env,
     fs::{self, File},
     io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,11 +20,13 @@ use rootfs_builder::{
 };
 use shim::{
     bundle::Bundle,
+    cni,
     id::ContainerId,
     image::{
         Location,
         spec::{self, Request},
         users,
+        volume::{Used, Volumes},
     },
     pod::Upper,
     sandbox::Media,
@@ -29,6 +34,7 @@ use shim::{
 
 use super::{
     cli::{ImageRunArgs, Pull, RunArgs},
+    network::{self, Asked},
     rmi::as_kept,
     store::fetch,
 };
@@ -38,6 +44,9 @@ const USERS_MAX: u64 = 4 << 20;
 
 /// The file system of a disk for what is written.
 const FILESYSTEM: &str = "ext4";
+
+/// The link to the log in the bundle of a container that nobody attends.
+pub(crate) const LOG: &str = "log";
 
 /// The smallest disk for what is written.
 const DISK_MIN: u64 = 8 << 20;
@@ -50,6 +59,8 @@ pub(crate) struct Prepared {
     pub(crate) upper: Upper,
     /// What the guest's kernel needs to know the image's pages.
     pub(crate) overhead_mib: u64,
+    /// Networks that it is attached to.
+    pub(crate) attach: Option<cni::Plan>,
     /// The bundle's files. They go when the container is over.
     pub(crate) place: Place,
 }
@@ -57,7 +68,7 @@ pub(crate) struct Prepared {
 /// Finds or fetches the image and makes a bundle for it.
 pub(crate) fn prepare(state_root: &Path, args: &RunArgs) -> anyhow::Result<Prepared> {
     let flags = &args.image_flags;
-    refuse_networks(flags)?;
+    let network = Asked::of(flags)?;
     let stored = stored(&args.target, flags)?;
     let disk = stored.open_disk()?;
     let execution = stored.config()?.config.unwrap_or_default();
@@ -74,11 +85,31 @@ pub(crate) fn prepare(state_root: &Path, args: &RunArgs) -> anyhow::Result<Prepa
         &text("/etc/group")?,
     )?;
 
-    let place = Place::make(state_root)?;
+    let mut place = Place::make(state_root)?;
     let id = id(flags.name.as_deref(), &args.target, &place)?;
     let hostname = flags.hostname.clone().unwrap_or_else(|| host_name(&id));
-    let mut request = request(args, hostname)?;
-    place.fill(&mut request)?;
+    let mut request = request(args, hostname.clone())?;
+    request.network = network.namespace();
+    let volumes = Volumes::new(&flags.volumes.volume_root);
+    for volume in request
+        .volumes
+        .iter_mut()
+        .filter(|volume| volume.is_named())
+    {
+        let copied = volume.copied.then_some((&image, volume.container.as_str()));
+        let used = volumes.take(&volume.host, copied)?;
+        volume.host = used.path.display().to_string();
+        place.volumes.push(used);
+    }
+    let mut files = vec![
+        ("hosts", "/etc/hosts", network::hosts(&hostname)),
+        ("hostname", "/etc/hostname", format!("{hostname}\n")),
+    ];
+    if !matches!(network, Asked::None) {
+        let content = network::resolv_conf(&flags.dns);
+        files.push(("resolv.conf", "/etc/resolv.conf", content));
+    }
+    place.fill(&mut request, files)?;
     let config = spec::config(&execution, &user, &request)?;
     place.write("config.json", config.to_string().as_bytes())?;
     fs::create_dir(place.path.join("rootfs")).context("cannot make the bundle")?;
@@ -86,7 +117,7 @@ pub(crate) fn prepare(state_root: &Path, args: &RunArgs) -> anyhow::Result<Prepa
     let (upper, disks) = match flags.storage_opt.as_deref().map(storage).transpose()? {
         None => (Upper::Memory, Vec::new()),
         Some(bytes) => {
-            let disk = place.disk(bytes)?;
+            let disk = self::disk(&flags.store.image_root, bytes)?;
             (Upper::Disk(FILESYSTEM.to_owned()), vec![disk])
         }
     };
@@ -100,6 +131,7 @@ pub(crate) fn prepare(state_root: &Path, args: &RunArgs) -> anyhow::Result<Prepa
         upper,
         // 64 bytes for each page of 4 KiB.
         overhead_mib: (length / 64).div_ceil(1 << 20),
+        attach: network.plan(&place.path.join("hosts"), &hostname),
         place,
     })
 }
@@ -123,19 +155,6 @@ fn stored(image: &str, flags: &ImageRunArgs) -> anyhow::Result<Stored> {
     }
 }
 
-fn refuse_networks(flags: &ImageRunArgs) -> anyhow::Result<()> {
-    if !flags.publish.is_empty() {
-        bail!("--publish is not supported yet: the container's network is a loopback interface");
-    }
-    match flags.network.as_deref() {
-        None | Some("none") => Ok(()),
-        Some(other) => bail!(
-            "--network {other:?} is not supported yet: the container's network is a loopback \
-             interface; --network none is what there is"
-        ),
-    }
-}
-
 fn request(args: &RunArgs, hostname: String) -> anyhow::Result<Request> {
     let flags = &args.image_flags;
     let mut env = Vec::new();
@@ -152,8 +171,10 @@ fn request(args: &RunArgs, hostname: String) -> anyhow::Result<Request> {
     env.extend(flags.env.iter().cloned());
     let volumes = flags.volume.iter().map(|volume| {
         let mut volume: spec::Volume = volume.parse()?;
-        // Of the directory that the command runs in, not of the bundle.
-        volume.host = std::path::absolute(&volume.host)?.display().to_string();
+        if !volume.is_named() {
+            // Of the directory that the command runs in, not of the bundle.
+            volume.host = std::path::absolute(&volume.host)?.display().to_string();
+        }
         anyhow::Ok(volume)
     });
     Ok(Request {
@@ -167,6 +188,7 @@ fn request(args: &RunArgs, hostname: String) -> anyhow::Result<Request> {
         terminal: flags.tty,
         hostname,
         read_only: flags.read_only,
+        network: None,
         volumes: volumes.collect::<Result<_, _>>()?,
         tmpfs: flags
             .tmpfs
@@ -247,8 +269,11 @@ fn host_name(id: &ContainerId) -> String {
 
 /// A bundle's directory. It is locked while its container is there, so that what a killed command
 /// left is found by the next one.
+#[derive(Debug)]
 pub(crate) struct Place {
     path: PathBuf,
+    /// Named volumes that its container has.
+    volumes: Vec<Used>,
     _lock: Flock<File>,
 }
 
@@ -264,7 +289,11 @@ impl Place {
             let path = tempfile::Builder::new().prefix("").tempdir_in(&all)?.keep();
             let lock = Flock::lock(File::open(&path)?, FlockArg::LockExclusiveNonblock)
                 .map_err(|(_, errno)| io::Error::from(errno))?;
-            io::Result::Ok(Self { path, _lock: lock })
+            io::Result::Ok(Self {
+                path,
+                volumes: Vec::new(),
+                _lock: lock,
+            })
         };
         make().with_context(|| format!("cannot make a bundle in {}", all.display()))
     }
@@ -275,15 +304,8 @@ impl Place {
         name.to_string_lossy().to_lowercase()
     }
 
-    /// Writes the files that say who the container is, unless it gets them by a volume.
-    fn fill(&self, request: &mut Request) -> anyhow::Result<()> {
-        let hostname = &request.hostname;
-        let hosts =
-            format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        let files = [
-            ("hosts", "/etc/hosts", hosts),
-            ("hostname", "/etc/hostname", format!("{hostname}\n")),
-        ];
+    /// Writes files that the container has, unless it gets them by a volume.
+    fn fill(&self, request: &mut Request, files: Vec<(&str, &str, String)>) -> anyhow::Result<()> {
         for (name, container, content) in files {
             self.write(name, content.as_bytes())?;
             if request
@@ -295,47 +317,60 @@ impl Place {
                     host: self.path.join(name).display().to_string(),
                     container: container.to_owned(),
                     options: Vec::new(),
+                    copied: false,
                 });
             }
         }
         Ok(())
     }
 
+    /// The log of a container that nobody attends, beside the images: it may grow large, and what
+    /// the bundle lies in is mostly memory.
+    pub(crate) fn log(&self, image_root: &Path) -> anyhow::Result<File> {
+        let logs = std::path::absolute(image_root)?.with_file_name("logs");
+        let path = logs.join(self.path.file_name().unwrap_or_default());
+        let make = || {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&logs)?;
+            // What names it is made first, so that who clears leftovers finds it.
+            symlink(&path, self.path.join(LOG))?;
+            File::options().append(true).create_new(true).open(&path)
+        };
+        make().with_context(|| format!("cannot make the log {}", path.display()))
+    }
+
     fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
         let path = self.path.join(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
     }
+}
 
-    /// A disk with a file system, which takes room only as it is written.
-    fn disk(&self, bytes: u64) -> anyhow::Result<OwnedFd> {
-        let path = self.path.join("disk");
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .and_then(|file| file.set_len(bytes.next_multiple_of(4096)).map(|()| file))
-            .with_context(|| format!("cannot make {}", path.display()))?;
-        let output = Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode"])
-            .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
-            .arg(&path)
-            .output()
-            .context("cannot run mkfs.ext4, which Debian's package e2fsprogs brings")?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let last = said.lines().rev().find(|line| !line.trim().is_empty());
-            bail!("mkfs.ext4 fails: {}", last.unwrap_or("it says nothing"));
-        }
-        // It needs no name any more.
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        Ok(file.into())
+/// A disk with a file system, which takes room only as it is written, and has no name. It lies
+/// beside the images: what the bundle lies in is mostly memory.
+fn disk(image_root: &Path, bytes: u64) -> anyhow::Result<OwnedFd> {
+    let file = tempfile::tempfile_in(image_root)
+        .and_then(|file| file.set_len(bytes.next_multiple_of(4096)).map(|()| file))
+        .with_context(|| format!("cannot make a disk in {}", image_root.display()))?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let output = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode"])
+        .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
+        .arg(&path)
+        .output()
+        .context("cannot run mkfs.ext4, which Debian's package e2fsprogs brings")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().rev().find(|line| !line.trim().is_empty());
+        bail!("mkfs.ext4 fails: {}", last.unwrap_or("it says nothing"));
     }
+    Ok(file.into())
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a bundle stays behind");
         }
     }
@@ -351,9 +386,20 @@ fn clear_leftovers(all: &Path) {
             .is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
         if !empty && !locked {
             tracing::info!(path = %path.display(), "removing the bundle of a killed command");
-            let _ = fs::remove_dir_all(&path);
+            let _ = remove(&path);
         }
     }
+}
+
+/// Removes a bundle and its log.
+fn remove(bundle: &Path) -> io::Result<()> {
+    if let Ok(log) = fs::read_link(bundle.join(LOG)) {
+        match fs::remove_file(log) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir_all(bundle)
 }
 
 #[cfg(test)]

@@ -25,6 +25,14 @@ pub(crate) struct StoreArgs {
     pub(crate) image_root: PathBuf,
 }
 
+/// Where named volumes are kept.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VolumeRootArgs {
+    /// Directory in which named volumes are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/bulkhead/volumes")]
+    pub(crate) volume_root: PathBuf,
+}
+
 /// How registries are spoken to.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AccessArgs {
@@ -34,6 +42,9 @@ pub(crate) struct AccessArgs {
     /// File with credentials for registries
     #[arg(long, value_name = "FILE")]
     pub(crate) authfile: Option<PathBuf>,
+    /// Directory with certificates (*.crt) of authorities to trust [default: certs.d of podman or docker]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cert_dir: Option<PathBuf>,
     /// Whether a registry must have a valid certificate [default: true, but not on this host]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) tls_verify: Option<bool>,
@@ -52,6 +63,7 @@ impl AccessArgs {
         Ok(Access {
             credentials: credentials.transpose()?,
             credentials_file: self.authfile.clone(),
+            certificates: self.cert_dir.clone(),
             tls_verify: self.tls_verify,
         })
     }

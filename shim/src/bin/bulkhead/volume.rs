@@ -1,0 +1,30 @@
+//! `bulkhead volume`: named volumes, which outlive their containers.
+
+use shim::image::volume::Volumes;
+
+use super::cli::{VolumeArgs, VolumeCommand};
+
+/// Carries a command about them out.
+pub(crate) fn volume(args: &VolumeArgs) -> anyhow::Result<u8> {
+    let volumes = Volumes::new(&args.root.volume_root);
+    match &args.command {
+        VolumeCommand::Create { names } => {
+            for name in names {
+                volumes.create(name)?;
+                println!("{name}");
+            }
+        }
+        VolumeCommand::List => {
+            for name in volumes.names()? {
+                println!("{name}\t{}", volumes.data(&name).display());
+            }
+        }
+        VolumeCommand::Remove { names } => {
+            for name in names {
+                volumes.remove(name)?;
+                println!("{name}");
+            }
+        }
+    }
+    Ok(0)
+}
