@@ -116,6 +116,14 @@ impl Guest {
     }
 }
 
+/// Switches on the loopback interface, which containers have even where there is no other.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn switch_loopback_on() -> Result<(), Error> {
+    sys::loopback_up().map_err(doing("switch the loopback interface on"))
+}
+
 fn set_clock(time_ns: u64) -> Result<(), Error> {
     if time_ns == 0 {
         return Ok(());

@@ -152,6 +152,7 @@ impl Agent for Service {
                 online_cpus: request.online_cpus,
                 shared_directories: convert::shared_directories(request.shared_directories),
             })?;
+            guest::switch_loopback_on()?;
             Ok(message::ConfigureGuestResponse {
                 version: protocol::VERSION,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
