@@ -15,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The cgroups that clients make once and keep.
-const KEPT: [&str; 6] = [
+const KEPT: [&str; 7] = [
+    "podman_probe",
     "libpod_parent",
     "libpod_parent/conmon",
     "docker",

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::{
@@ -23,60 +23,49 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Tells a story to a podman with each runtime, and then looks whether something is left.
+    /// Tells a story to a podman with each runtime in turn, and looks after each whether something
+    /// is left. Returns what came of it, runtime by runtime.
     ///
     /// # Errors
     /// What the story fails with, with the logs.
-    pub fn tell(story: impl Fn(&Self) -> Result<()>) -> Result<()> {
-        for runtime in Runtime::all()? {
-            Self::tell_with(runtime, &story)?;
-        }
-        Ok(())
+    pub fn tell<T>(story: impl Fn(&Self) -> Result<T>) -> Result<Vec<T>> {
+        Self::tell_with(&Runtime::all()?, story)
     }
 
-    /// Tells a story to a podman with this runtime.
+    /// Tells a story to a podman with each of these runtimes in turn.
     ///
     /// # Errors
     /// As [`Podman::tell`].
-    pub fn tell_with(runtime: Runtime, story: impl Fn(&Self) -> Result<()>) -> Result<()> {
-        let podman = Self::new(runtime)?;
-        let before = Leftovers::now()?;
-        let told = story(&podman);
-        let logs = logs(&[podman.directory.path(), Path::new("/run/bulkhead")]);
-        // However the story ended, nothing of it may disturb the next.
-        podman.remove_all()?;
-        told.and_then(|()| before.are_all())
-            .with_context(|| format!("podman with {}; logs:{logs}\n", runtime.name()))
+    pub fn tell_with<T>(
+        runtimes: &[Runtime],
+        story: impl Fn(&Self) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut podman = Self::new()?;
+        let mut all = Vec::new();
+        for runtime in runtimes {
+            podman.runtime = *runtime;
+            podman.configure()?;
+            let before = Leftovers::now()?;
+            let told = story(&podman);
+            let logs = logs(&[podman.directory.path(), Path::new("/run/bulkhead")]);
+            // However the story ended, nothing of it may disturb the next.
+            podman.remove_all()?;
+            let told = told.and_then(|told| before.are_all().map(|()| told));
+            let told =
+                told.with_context(|| format!("podman with {}; logs:{logs}\n", runtime.name()))?;
+            all.push(told);
+        }
+        Ok(all)
     }
 
-    fn new(runtime: Runtime) -> Result<Self> {
+    /// One with a store and an image, which are the same for both runtimes: loading takes long.
+    fn new() -> Result<Self> {
         let podman = Self {
-            runtime,
+            runtime: Runtime::Runc,
             directory: store()?,
         };
         let store = podman.directory.path();
-        let program = runtime.program()?;
-        fs::write(
-            store.join("containers.conf"),
-            format!(
-                "[engine]\n\
-                 cgroup_manager = 'cgroupfs'\n\
-                 events_logger = 'file'\n\
-                 infra_image = '{PAUSE}'\n\
-                 runtime = '{name}'\n\
-                 runtime_supports_json = ['runc', 'bulkhead']\n\
-                 tmp_dir = '{store}/tmp'\n\
-                 [engine.runtimes]\n\
-                 {name} = ['{program}']\n\
-                 [containers]\n\
-                 default_ulimits = ['nofile=1024:1024', 'nproc=1024:1024']\n\
-                 log_driver = 'k8s-file'\n\
-                 netns = 'none'\n",
-                name = runtime.name(),
-                store = store.display(),
-                program = program.display(),
-            ),
-        )?;
+        podman.configure()?;
         fs::write(
             store.join("storage.conf"),
             format!(
@@ -93,6 +82,33 @@ impl Podman {
             .run(&["load", "--quiet", "--input", &archive])?
             .text()?;
         Ok(podman)
+    }
+
+    /// Writes the configuration that names the runtime.
+    fn configure(&self) -> Result<()> {
+        let store = self.directory.path();
+        fs::write(
+            store.join("containers.conf"),
+            format!(
+                "[engine]\n\
+                 cgroup_manager = 'cgroupfs'\n\
+                 events_logger = 'file'\n\
+                 infra_image = '{PAUSE}'\n\
+                 runtime = '{name}'\n\
+                 runtime_supports_json = ['runc', 'bulkhead']\n\
+                 tmp_dir = '{store}/tmp'\n\
+                 [engine.runtimes]\n\
+                 {name} = ['{program}']\n\
+                 [containers]\n\
+                 default_ulimits = ['nofile=1024:1024', 'nproc=1024:1024']\n\
+                 log_driver = 'k8s-file'\n\
+                 netns = 'none'\n",
+                name = self.runtime.name(),
+                store = store.display(),
+                program = self.runtime.program()?.display(),
+            ),
+        )?;
+        Ok(())
     }
 
     /// Runs a command of podman.
@@ -201,13 +217,13 @@ pub fn machines() -> Result<usize> {
     Ok(count)
 }
 
-/// Fails unless this many virtual machines run where they are ours, else none.
+/// Fails unless this many virtual machines run where they are ours, else none; or soon will, since
+/// the one before may still be ending.
 ///
 /// # Errors
 /// With the number.
 pub fn machines_are(podman: &Podman, wanted: usize) -> Result<()> {
     let wanted = if podman.runtime.is_ours() { wanted } else { 0 };
-    let machines = machines()?;
-    ensure!(machines == wanted, "{machines} machines run, not {wanted}");
-    Ok(())
+    until(&format!("{wanted} machines"), || Ok(machines()? == wanted))
+        .with_context(|| format!("{:?} machines run", machines()))
 }
