@@ -61,6 +61,12 @@ pub enum State {
     Exited(u64),
 }
 
+/// Namespaces as a kubelet has them: each container has a pid namespace of its own.
+fn own_processes() -> Message {
+    const CONTAINER: u64 = 1;
+    Message::default().number(2, CONTAINER)
+}
+
 impl Cri {
     /// One of the socket.
     pub fn new(socket: PathBuf) -> Self {
@@ -122,7 +128,12 @@ impl Cri {
             .text(2, name)
             .text(3, logs)
             .entry(6, "app", name)
-            .message(8, &Message::default().text(1, &format!("/kubepods/{name}")));
+            .message(
+                8,
+                &Message::default()
+                    .text(1, "/kubepods")
+                    .message(2, &Message::default().message(1, &own_processes())),
+            );
         let request = Message::default().message(1, &config).text(2, handler);
         let id = self.call("RunPodSandbox", &request)?.text(1)?;
         Ok(Sandbox { id, config })
@@ -146,9 +157,12 @@ impl Cri {
             config = config.message(7, &Message::default().text(1, place).text(2, host));
         }
         let resources = Message::default().number(4, container.memory_bytes);
-        let config = config
-            .text(11, &format!("{}.log", container.name))
-            .message(15, &Message::default().message(1, &resources));
+        let config = config.text(11, &format!("{}.log", container.name)).message(
+            15,
+            &Message::default()
+                .message(1, &resources)
+                .message(2, &Message::default().message(3, &own_processes())),
+        );
         let request = Message::default()
             .text(1, &sandbox.id)
             .message(2, &config)

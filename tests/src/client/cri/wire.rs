@@ -113,6 +113,12 @@ impl Fields {
         Self::parse(self.bytes(field)?)
     }
 
+    /// How often a field is there.
+    pub fn count(&self, field: u64) -> usize {
+        let same = self.0.iter().filter(|(number, _)| *number == field);
+        same.count()
+    }
+
     fn bytes(&self, field: u64) -> Result<&[u8]> {
         match self.get(field) {
             None => Ok(&[]),
