@@ -15,13 +15,7 @@ const LABS: usize = 2;
 
 /// About how many seconds a program's tests take in the lab. One that is not here counts as
 /// [`UNKNOWN_S`]; nothing but the balance of the labs depends on it.
-const SECONDS: [(&str, u32); 5] = [
-    ("podman", 200),
-    ("run", 150),
-    ("buildah", 100),
-    ("docker", 100),
-    ("cri", 60),
-];
+const SECONDS: [(&str, u32); 4] = [("run", 150), ("buildah", 100), ("docker", 100), ("cri", 60)];
 
 const UNKNOWN_S: u32 = 60;
 
@@ -157,18 +151,13 @@ mod tests {
 
     #[test]
     fn the_longest_program_is_alone_and_none_is_lost() {
-        let all = paths(&["/t/disks-1", "/t/files-2", "/t/podman-3", "/t/vmm-4"]);
+        let all = paths(&["/t/disks-1", "/t/files-2", "/t/run-3", "/t/vmm-4"]);
         let shares = share(all.clone(), 2);
-        assert_eq!(shares[0], paths(&["/t/podman-3"]));
+        assert_eq!(shares[0], paths(&["/t/run-3"]));
         assert_eq!(shares[1], paths(&["/t/disks-1", "/t/files-2", "/t/vmm-4"]));
         assert_eq!(
             share(all.clone(), 1),
-            [paths(&[
-                "/t/podman-3",
-                "/t/disks-1",
-                "/t/files-2",
-                "/t/vmm-4"
-            ])]
+            [paths(&["/t/run-3", "/t/disks-1", "/t/files-2", "/t/vmm-4"])]
         );
         assert_eq!(share(paths(&["/t/a-1"]), 2), [paths(&["/t/a-1"])]);
     }
