@@ -17,7 +17,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use rootfs_builder::erofs::{Found, Image, ReadError};
 
 /// Where the files of a volume are, in its directory.
@@ -88,8 +91,8 @@ impl Volumes {
         self.make(name).map(drop)
     }
 
-    /// Makes it if there is none, and holds it. An empty one gets what the image has at `place`,
-    /// if there is an image.
+    /// Makes it if there is none, and holds it. An empty one that no other container has gets what
+    /// the image has at `place`, if there is an image.
     ///
     /// # Errors
     /// When it cannot be made, or the name is none.
@@ -97,11 +100,19 @@ impl Volumes {
         // Nobody else fills it meanwhile, or removes it.
         let _turn = self.make(name)?;
         let path = self.data(name);
-        let lock = File::open(self.0.join(name)).map_err(failed("open", &self.0.join(name)))?;
-        let lock = Flock::lock(lock, FlockArg::LockShared)
-            .map_err(|(_, errno)| failed("lock", &path)(errno.into()))?;
+        let open = || {
+            let place = self.0.join(name);
+            File::open(&place).map_err(failed("open", &place))
+        };
+        // A container that had the volume could put a link where a directory was just made, and
+        // lead the copy out of it.
+        let alone = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+            Ok(alone) => Some(alone),
+            Err((_, Errno::EWOULDBLOCK)) => None,
+            Err((_, errno)) => return Err(failed("lock", &path)(errno.into())),
+        };
         let empty = || Ok(fs::read_dir(&path)?.next().is_none());
-        if let Some((image, place)) = image
+        if let (Some((image, place)), Some(_)) = (image, &alone)
             && empty().map_err(failed("read", &path))?
         {
             let from = |source| Error::Image {
@@ -114,6 +125,10 @@ impl Volumes {
                 copy(image, &found, &path, place, 0)?;
             }
         }
+        // Whoever else makes, takes or removes one waits for its turn.
+        drop(alone);
+        let lock = Flock::lock(open()?, FlockArg::LockShared)
+            .map_err(|(_, errno)| failed("lock", &path)(errno.into()))?;
         Ok(Used { path, _lock: lock })
     }
 
@@ -147,7 +162,7 @@ impl Volumes {
         let file = File::open(&place).map_err(|_| unknown())?;
         let _alone = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(alone) => alone,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err((_, Errno::EWOULDBLOCK)) => {
                 return Err(Error::InUse(name.to_owned()));
             }
             Err((_, errno)) => return Err(failed("lock", &place)(errno.into())),
@@ -281,6 +296,40 @@ mod tests {
         assert!(volumes.names().unwrap().is_empty());
         let error = volumes.remove("data").unwrap_err();
         assert_eq!(error.to_string(), "there is no volume \"data\"");
+    }
+
+    #[test]
+    fn only_a_volume_that_no_other_container_has_is_filled() {
+        use rootfs_builder::{
+            erofs,
+            tree::{Node, Tree},
+        };
+        let root = tempfile::tempdir().unwrap();
+        let source = root.path().join("source");
+        fs::write(&source, "of the image").unwrap();
+        let mut tree = Tree::new();
+        tree.add("data", Node::Directory { mode: 0o755 }).unwrap();
+        tree.add(
+            "data/file",
+            Node::File {
+                mode: 0o644,
+                source,
+            },
+        )
+        .unwrap();
+        let disk = root.path().join("disk");
+        erofs::build(&tree, [0; 16], &disk).unwrap();
+        let disk = File::open(disk).unwrap();
+        let image = Image::open(&disk).unwrap();
+
+        let volumes = Volumes::new(&root.path().join("volumes"));
+        let other = volumes.take("v", None).unwrap();
+        let used = volumes.take("v", Some((&image, "/data"))).unwrap();
+        assert!(fs::read_dir(&used.path).unwrap().next().is_none());
+        drop((other, used));
+        let used = volumes.take("v", Some((&image, "/data"))).unwrap();
+        let file = used.path.join("file");
+        assert_eq!(fs::read(file).unwrap(), b"of the image");
     }
 
     #[test]
