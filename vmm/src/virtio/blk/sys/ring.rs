@@ -151,7 +151,10 @@ impl<T> Ring<T> {
             slot.parts.push(part);
             return Ok(());
         }
-        let (false, Some(number)) = (self.close().is_err(), self.free.pop()) else {
+        if self.close().is_err() {
+            return Err(part.carried);
+        }
+        let Some(number) = self.free.pop() else {
             return Err(part.carried);
         };
         self.slots[number] = Some(Slot {
