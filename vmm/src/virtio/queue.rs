@@ -250,13 +250,17 @@ impl ActiveQueue {
 
     /// Whether the driver offers more than was taken.
     pub(crate) fn has_more(&self, memory: &Memory) -> Result<bool, Error> {
-        let index = self.index;
+        Ok(self.offered(memory)? != self.position())
+    }
+
+    /// How many chains the driver has offered so far, modulo 2^16.
+    pub(crate) fn offered(&self, memory: &Memory) -> Result<u16, Error> {
         let offered = self.ring.avail_idx(memory, Ordering::Acquire);
         let offered = offered.map_err(|source| Error::Queue {
-            queue: index,
+            queue: self.index,
             source,
         })?;
-        Ok(offered.0 != self.ring.next_avail())
+        Ok(offered.0)
     }
 
     /// Whether it is likely enough that more comes at once.
@@ -333,6 +337,42 @@ mod tests {
             }
             Ok(())
         }
+    }
+
+    /// A device that has no room for what is offered.
+    struct Full {
+        asked: u32,
+    }
+
+    impl VirtioDevice for Full {
+        fn kind(&self) -> Kind {
+            Kind::Rng
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[64]
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn config_space(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn handle_queue(&mut self, _: usize, _: &mut Active) -> Result<(), Error> {
+            self.asked += 1;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_without_room_is_asked_once() {
+        let mut rig = Rig::new(Full { asked: 0 });
+        rig.offer(0, &[Buffer::In(8)]);
+        rig.kick(0).unwrap();
+        assert_eq!(rig.device.asked, 1);
     }
 
     /// A device whose driver offers a chain just after the queue was found empty.

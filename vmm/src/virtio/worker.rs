@@ -356,6 +356,7 @@ pub(crate) fn serve_queue(
     loop {
         let before = active.queues[index].position();
         active.queues[index].pause_kicks(&active.memory)?;
+        let offered = active.queues[index].offered(&active.memory)?;
         device.handle_queue(index, active)?;
         let served = active.queues[index].position() != before;
         if served && device.awaits_more(index) {
@@ -367,9 +368,13 @@ pub(crate) fn serve_queue(
             }
         }
         let more = active.queues[index].resume_kicks(&active.memory)?;
-        // Nothing taken, and yet there is more: it came since, and without a kick if the driver
-        // was last told of an earlier place. Twice in vain, and the device has no room.
-        if !more || (in_vain && !served) || active.queues[index].is_cut_short() {
+        if !more || active.queues[index].is_cut_short() {
+            return Ok(());
+        }
+        // Nothing taken, and yet there is more: the device has no room; or it came since, and
+        // without a kick if the driver was last told of an earlier place. Once is enough, or a
+        // driver that goes on for ever would have all of the thread's time.
+        if !served && (in_vain || active.queues[index].offered(&active.memory)? == offered) {
             return Ok(());
         }
         in_vain = !served;
