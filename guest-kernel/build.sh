@@ -3,7 +3,8 @@
 #
 #   build.sh configure WORK FRAGMENT...   unpack the source into WORK, apply patches/*.patch,
 #                                         write WORK/out/.config
-#   build.sh compile WORK JOBS            WORK/out/vmlinux, stripped to WORK/vmlinux
+#   build.sh compile WORK JOBS            WORK/out/vmlinux, stripped to WORK/vmlinux; the same kernel
+#                                         compressed in WORK/bzImage, as distributions have theirs
 #
 # Between the two, `cargo xtask kernel` checks that every requested option survived.
 # The result depends on this script, the patches, the fragments, the source package and the
@@ -52,8 +53,9 @@ configure)
     ;;
 compile)
     work=$2
-    make -s -C "$work/linux-source-6.12" O="$work/out" -j"$3" vmlinux
+    make -s -C "$work/linux-source-6.12" O="$work/out" -j"$3" vmlinux bzImage
     objcopy --strip-all "$work/out/vmlinux" "$work/vmlinux"
+    cp "$work/out/arch/x86/boot/bzImage" "$work/bzImage"
     ;;
 *)
     echo "build.sh: unknown step $1" >&2

@@ -19,7 +19,8 @@ pub(crate) fn all(project: &Project) -> Result<()> {
     programs(project)?;
     image::install(project)?;
     let kernel = kernel::build(project)?;
-    install(&kernel.vmlinux(), &project.share().join("vmlinux"))
+    install(&kernel.vmlinux(), &project.share().join("vmlinux"))?;
+    install(&kernel.bzimage(), &project.share().join("bzImage"))
 }
 
 fn programs(project: &Project) -> Result<()> {

@@ -32,6 +32,11 @@ impl Kernel {
     pub(crate) fn vmlinux(&self) -> PathBuf {
         self.dir.join("vmlinux")
     }
+
+    /// The same kernel compressed, in the form that distributions ship.
+    pub(crate) fn bzimage(&self) -> PathBuf {
+        self.dir.join("bzImage")
+    }
 }
 
 /// Returns the kernel of the current inputs, building it if it is not in the cache.
@@ -123,7 +128,7 @@ fn lock(cache: &Path, name: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Builds `work/vmlinux` and `work/out/{.config,System.map}` in an empty `work`.
+/// Builds `work/vmlinux`, `work/bzImage` and `work/out/{.config,System.map}` in an empty `work`.
 fn compile(source: &Source, work: &Path) -> Result<()> {
     if work.exists() {
         fs::remove_dir_all(work).with_context(|| format!("cannot empty {}", work.display()))?;
@@ -162,6 +167,7 @@ fn store(work: &Path, entry: &Path) -> Result<()> {
     fs::create_dir(&new).with_context(|| format!("cannot create {}", new.display()))?;
     for (from, to) in [
         ("vmlinux", "vmlinux"),
+        ("bzImage", "bzImage"),
         ("out/.config", ".config"),
         ("out/System.map", "System.map"),
     ] {
