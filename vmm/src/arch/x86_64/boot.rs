@@ -29,6 +29,24 @@ pub enum Error {
         "cannot load the kernel's bzImage (is it truncated, or larger than the guest's memory?): {0}"
     )]
     BzImage(#[source] loader::Error),
+    /// The bzImage ends before what it says of itself.
+    #[error("the kernel's bzImage has {len} of its {wanted} compressed bytes (is it truncated?)")]
+    Truncated {
+        /// How many bytes there are.
+        len: u64,
+        /// How many it says.
+        wanted: u64,
+    },
+    /// The bzImage unpacks itself behind the memory's end.
+    #[error(
+        "the kernel needs memory up to {end:#x} to unpack itself, and low memory ends at {low_end:#x}"
+    )]
+    NoRoom {
+        /// Where what it needs ends.
+        end: u64,
+        /// Where low memory ends.
+        low_end: u64,
+    },
     /// The file cannot be read.
     #[error("cannot read the {what}")]
     Read {
@@ -106,7 +124,7 @@ pub fn load(memory: &Memory, boot: Boot<'_>) -> Result<Entry, Error> {
         image,
         seed,
     } = boot;
-    let (loaded, rip) = load_kernel(memory, kernel)?;
+    let (loaded, rip) = load_kernel(memory, kernel, ram_bytes)?;
     let initrd = initrd
         .map(|file| load_initrd(memory, file, &loaded, ram_bytes))
         .transpose()?;
@@ -150,7 +168,11 @@ pub fn load(memory: &Memory, boot: Boot<'_>) -> Result<Entry, Error> {
     })
 }
 
-fn load_kernel(memory: &Memory, kernel: &File) -> Result<(KernelLoaderResult, u64), Error> {
+fn load_kernel(
+    memory: &Memory,
+    kernel: &File,
+    ram_bytes: u64,
+) -> Result<(KernelLoaderResult, u64), Error> {
     let kernel = &mut match KernelFile::map(kernel) {
         Ok(kernel) => kernel,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -176,8 +198,10 @@ fn load_kernel(memory: &Memory, kernel: &File) -> Result<(KernelLoaderResult, u6
         Err(error) => return Err(Error::Elf(error)),
     }
     match BzImage::load(memory, None, kernel, start) {
-        // The 64-bit entry point (boot.rst, section 1.15).
-        Ok(loaded) => {
+        Ok(mut loaded) => {
+            let low_end = ram_bytes.min(layout::HOLE_START);
+            loaded.kernel_end = unpacked_end(&loaded, low_end)?;
+            // The 64-bit entry point (boot.rst, section 1.15).
             let entry = loaded.kernel_load.0 + 0x200;
             Ok((loaded, entry))
         }
@@ -186,6 +210,30 @@ fn load_kernel(memory: &Memory, kernel: &File) -> Result<(KernelLoaderResult, u6
         }
         Err(error) => Err(Error::BzImage(error)),
     }
+}
+
+/// Where the memory ends that a whole bzImage, loaded, needs until it finds out about the rest:
+/// for itself, and for what it unpacks (boot.rst, `init_size`).
+fn unpacked_end(loaded: &KernelLoaderResult, low_end: u64) -> Result<u64, Error> {
+    let (start, end) = (loaded.kernel_load.0, loaded.kernel_end);
+    let header = loaded.setup_header.unwrap_or_default();
+    let (len, wanted) = (end - start, u64::from(header.syssize) * 16);
+    if len < wanted {
+        return Err(Error::Truncated { len, wanted });
+    }
+    let preferred = header.pref_address;
+    let runs_at = match header.relocatable_kernel {
+        0 => Some(preferred),
+        _ => start
+            .max(preferred)
+            .checked_next_multiple_of(u64::from(header.kernel_alignment).max(1)),
+    };
+    let unpacked = runs_at.and_then(|start| start.checked_add(u64::from(header.init_size)));
+    let end = unpacked.map_or(u64::MAX, |unpacked| unpacked.max(end));
+    if end > low_end {
+        return Err(Error::NoRoom { end, low_end });
+    }
+    Ok(end)
 }
 
 /// The header that the kernel came with, or for an ELF image one that says the least.
@@ -318,6 +366,89 @@ mod tests {
         bytes.truncate(4096);
         let kernel = file(&bytes);
         assert!(matches!(boot(&kernel, ""), Err(Error::Elf(_))));
+    }
+
+    /// A bzImage of one sector of set-up and 4096 bytes that would be a kernel.
+    fn compressed(change: impl FnOnce(&mut setup_header)) -> Vec<u8> {
+        let mut header = setup_header {
+            setup_sects: 1,
+            syssize: 4096 / 16,
+            boot_flag: 0xaa55,
+            header: 0x5372_6448,
+            version: 0x020f,
+            loadflags: 1,
+            code32_start: layout::HIGH_START as u32,
+            kernel_alignment: 2 << 20,
+            pref_address: 16 << 20,
+            init_size: 20 << 20,
+            ..Default::default()
+        };
+        change(&mut header);
+        let mut image = vec![0; 1024 + 4096];
+        image[0x1f1..][..size_of::<setup_header>()].copy_from_slice(header.as_slice());
+        image
+    }
+
+    #[test]
+    fn a_bzimage_starts_at_its_64_bit_entry_point() {
+        let entry = boot(&file(&compressed(|_| {})), "").unwrap();
+        assert_eq!(entry.rip, layout::HIGH_START + 0x200);
+    }
+
+    #[test]
+    fn a_truncated_bzimage_is_refused() {
+        let whole = compressed(|_| {});
+        for len in [whole.len() - 1, 1024, 1100] {
+            let booted = boot(&file(&whole[..len]), "");
+            assert!(
+                matches!(booted, Err(Error::Truncated { wanted: 4096, .. })),
+                "{len}: {booted:?}"
+            );
+        }
+        assert!(matches!(
+            boot(&file(&whole[..700]), ""),
+            Err(Error::BzImage(_))
+        ));
+    }
+
+    #[test]
+    fn a_bzimage_without_room_to_unpack_itself_is_refused() {
+        let large = file(&compressed(|header| header.init_size = 49 << 20));
+        let (end, low_end) = (65 << 20, 64 << 20);
+        let booted = boot(&large, "");
+        assert!(
+            matches!(booted, Err(Error::NoRoom { end: e, low_end: l }) if (e, l) == (end, low_end)),
+            "{booted:?}"
+        );
+        let nowhere = file(&compressed(|header| header.pref_address = u64::MAX));
+        assert!(matches!(boot(&nowhere, ""), Err(Error::NoRoom { .. })));
+        let anywhere = file(&compressed(|header| {
+            header.relocatable_kernel = 1;
+            header.kernel_alignment = 0;
+            header.pref_address = u64::MAX;
+        }));
+        assert!(matches!(boot(&anywhere, ""), Err(Error::NoRoom { .. })));
+    }
+
+    #[test]
+    fn an_initramfs_stays_clear_of_what_a_bzimage_unpacks() {
+        let kernel = file(&compressed(|_| {}));
+        let mut initrd = tempfile::tempfile().unwrap();
+        initrd.set_len(29 << 20).unwrap();
+        let boot = Boot {
+            kernel: &kernel,
+            initrd: Some(&mut initrd),
+            cmdline: "",
+            cpus: 1,
+            ram_bytes: 64 << 20,
+            image: None,
+            seed: [7; 32],
+        };
+        let loaded = load(&memory(), boot);
+        assert!(
+            matches!(loaded, Err(Error::InitrdTooLarge { kernel_end, .. }) if kernel_end == 36 << 20),
+            "{loaded:?}"
+        );
     }
 
     #[test]
