@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::message::{Counters, MAX_LINE_BYTES, Reply, Request, Status};
+use super::message::{Counters, MAX_LINE_BYTES, Reply, Request, State, Status};
 use crate::{config::DeviceConfig, virtio::Link};
 
 /// How long a reply may take. The VMM may be taken over by its guest: nobody waits for it for ever.
@@ -69,6 +69,17 @@ impl Client {
     pub fn status(&mut self) -> Result<Status, Error> {
         match self.call(&Request::Status {}, &[])? {
             Reply::Status(status) => Ok(status),
+            other => Err(Error::unexpected(other)),
+        }
+    }
+
+    /// Whether guest code runs.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn state(&mut self) -> Result<State, Error> {
+        match self.call(&Request::State {}, &[])? {
+            Reply::State { state } => Ok(state),
             other => Err(Error::unexpected(other)),
         }
     }

@@ -25,6 +25,8 @@ pub const MAX_DESCRIPTORS: usize = 16;
 pub enum Request {
     /// What the VM is and does: [`Reply::Status`].
     Status {},
+    /// Whether guest code runs: [`Reply::State`]. Nothing that a guest does holds the answer up.
+    State {},
     /// Everything that is counted: [`Reply::Counters`].
     Counters {},
     /// Stop guest code until [`Request::Resume`]; once answered, none runs.
@@ -66,6 +68,11 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::State`].
+    State {
+        /// Whether it does.
+        state: State,
+    },
     /// To [`Request::Counters`].
     Counters(Counters),
     /// To [`Request::AddDevice`].

@@ -37,6 +37,9 @@ impl Commands for Fake {
                 state: State::Running,
                 devices: Vec::new(),
             }),
+            Request::State {} => Reply::State {
+                state: State::Paused,
+            },
             Request::Counters {} => {
                 let mut counters = Counters::default();
                 counters.exits.insert("x".repeat(self.padding), 1);
@@ -116,6 +119,7 @@ fn requests_are_carried_out_in_their_order() {
     client.pause().unwrap();
     client.resume().unwrap();
     assert_eq!(client.status().unwrap().state, State::Running);
+    assert_eq!(client.state().unwrap(), State::Paused);
     client.stop().unwrap();
 
     assert_eq!(
@@ -124,6 +128,7 @@ fn requests_are_carried_out_in_their_order() {
             Request::Pause {},
             Request::Resume {},
             Request::Status {},
+            Request::State {},
             Request::Stop {}
         ]
     );

@@ -239,6 +239,12 @@ fn run_once(vcpu: &mut VcpuFd, machine: &Machine) -> Option<End> {
             vcpu.set_kvm_immediate_exit(0);
         }
         Err(error) if error.errno() == libc::EAGAIN => {}
+        // The kernel has no page for what the guest touched, which is memory.
+        Err(error) if error.errno() == libc::EFAULT => {
+            return Some(End::Failed(
+                "the guest's memory cannot be read: the file of an image was cut off, or the disk that it is on fails".into(),
+            ));
+        }
         Err(error) => return Some(End::Failed(format!("kvm cannot run a vcpu: {error}"))),
     }
     None
