@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub mod balloon;
 pub mod blk;
 pub mod build;
+pub mod chain;
 pub mod console;
 pub mod fs;
 pub mod net;
@@ -28,6 +29,7 @@ pub(crate) mod testing;
 pub mod vsock;
 pub mod worker;
 
+pub use chain::Chain;
 pub use queue::ActiveQueue;
 pub use sources::{Events, Sources};
 
@@ -167,10 +169,28 @@ pub trait VirtioDevice: Send {
     fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error>;
 
     /// Whether a driver that was answered on this queue mostly asks again at once, so that it is
-    /// worth a few microseconds to wait for that.
-    fn awaits_more(&self, index: usize) -> bool {
-        let _ = index;
+    /// worth a few microseconds to wait for that; it asked for `together` things at once, which
+    /// may be none.
+    fn awaits_more(&self, index: usize, together: u16) -> bool {
+        let _ = (index, together);
         false
+    }
+
+    /// While queue `index` is awaited: does what is due for the device's own descriptors.
+    /// Whether that was anything.
+    ///
+    /// # Errors
+    /// As [`VirtioDevice::handle_queue`].
+    fn look_around(&mut self, index: usize, active: &mut Active) -> Result<bool, Error> {
+        let _ = (index, active);
+        Ok(false)
+    }
+
+    /// The queue, one of those that are awaited, on which the driver is likely to answer what the
+    /// descriptor `token` had for it.
+    fn answered_on(&self, token: u64) -> Option<usize> {
+        let _ = token;
+        None
     }
 
     /// A descriptor in [`Active::sources`] is ready.

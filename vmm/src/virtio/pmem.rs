@@ -5,10 +5,9 @@
 
 use std::fs::File;
 
-use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Active, Error, Kind, Memory, VirtioDevice};
+use super::{Active, Chain, Error, Kind, Memory, VirtioDevice};
 
 /// Bytes of `struct virtio_pmem_req`.
 const REQUEST_BYTES: usize = 4;
@@ -93,7 +92,7 @@ impl VirtioDevice for Pmem {
 }
 
 /// A request's type and where its answer goes, as far as they are there.
-fn parse(memory: &Memory, chain: DescriptorChain<&Memory>) -> (Option<u32>, Option<GuestAddress>) {
+fn parse(memory: &Memory, chain: Chain<'_>) -> (Option<u32>, Option<GuestAddress>) {
     let mut request = None;
     let mut room = None;
     for descriptor in chain {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Memory};
+use super::{Chain, Error, Memory};
 use crate::counters::DeviceCounters;
 
 /// A split virtqueue (virtio 1.2, section 2.7) in use.
@@ -110,10 +110,7 @@ impl ActiveQueue {
     ///
     /// # Errors
     /// When the available index runs ahead of the ring or lies outside of memory.
-    pub fn pop<'m>(
-        &mut self,
-        memory: &'m Memory,
-    ) -> Result<Option<DescriptorChain<&'m Memory>>, Error> {
+    pub fn pop<'m>(&mut self, memory: &'m Memory) -> Result<Option<Chain<'m>>, Error> {
         if !self.ring.ready() || self.is_cut_short() {
             return Ok(None);
         }
@@ -127,7 +124,8 @@ impl ActiveQueue {
             })?
             .next();
         self.taken += u32::from(chain.is_some());
-        Ok(chain)
+        let (table, size) = (GuestAddress(self.ring.desc_table()), self.ring.size());
+        Ok(chain.map(|chain| Chain::new(memory, table, size, chain.head_index())))
     }
 
     /// Puts the chain that [`ActiveQueue::pop`] gave last back, to be given again.
@@ -229,6 +227,23 @@ impl ActiveQueue {
     /// Asks the driver for no kicks while the queue is worked on.
     pub(crate) fn pause_kicks(&mut self, memory: &Memory) -> Result<(), Error> {
         let index = self.index;
+        if self.ring.event_idx_enabled() {
+            // It kicks when it passes this place: half the numbers away, it does not. Without
+            // this it would kick once more, if it has not since it was last asked for kicks.
+            let never = self.ring.next_avail().wrapping_add(1 << 15);
+            let after = 4 + 8 * u64::from(self.ring.size());
+            return GuestAddress(self.ring.used_ring())
+                .checked_add(after)
+                .ok_or(virtio_queue::Error::AddressOverflow)
+                .and_then(|address| {
+                    let stored = memory.store(never.to_le(), address, Ordering::Relaxed);
+                    stored.map_err(virtio_queue::Error::GuestMemory)
+                })
+                .map_err(|source| Error::Queue {
+                    queue: index,
+                    source,
+                });
+        }
         self.ring
             .disable_notification(memory)
             .map_err(|source| Error::Queue {
@@ -420,6 +435,23 @@ mod tests {
         });
         rig.kick(0).unwrap();
         assert_eq!(rig.device.taken, 1);
+    }
+
+    #[test]
+    fn a_driver_kicks_only_while_it_is_asked_to() {
+        let mut rig = Rig::with_event_index(Flooded { taken: 0 });
+        let queue = &mut rig.active.queues[0];
+        queue.resume_kicks(&rig.active.memory).unwrap();
+        queue.pause_kicks(&rig.active.memory).unwrap();
+        rig.offer(0, &[Buffer::In(1)]);
+        assert!(!rig.kick_if_wanted(0).unwrap());
+
+        let queue = &mut rig.active.queues[0];
+        assert!(queue.resume_kicks(&rig.active.memory).unwrap());
+        queue.pop(&rig.active.memory).unwrap();
+        assert!(!queue.resume_kicks(&rig.active.memory).unwrap());
+        rig.offer(0, &[Buffer::In(1)]);
+        assert!(rig.kick_if_wanted(0).unwrap());
     }
 
     #[test]

@@ -305,9 +305,13 @@ impl Loop {
                         active.counters.kicks.add(1);
                         serve_queue(self.device.as_mut(), active, index)?;
                     }
-                    token => self
-                        .device
-                        .handle_source(token, event.event_set(), active)?,
+                    token => {
+                        self.device
+                            .handle_source(token, event.event_set(), active)?;
+                        if let Some(index) = self.device.answered_on(token) {
+                            serve_answer(self.device.as_mut(), active, index)?;
+                        }
+                    }
                 }
                 self.end_turns(active);
             }
@@ -349,24 +353,49 @@ pub(crate) fn serve_queue(
     active: &mut Active,
     index: usize,
 ) -> Result<(), Error> {
+    serve(device, active, index, Expected::IfServed)
+}
+
+/// As [`serve_queue`], for a queue that the driver is likely to use in a moment.
+fn serve_answer(
+    device: &mut dyn VirtioDevice,
+    active: &mut Active,
+    index: usize,
+) -> Result<(), Error> {
+    serve(device, active, index, Expected::Anyway)
+}
+
+/// Whether there is reason to wait a little for the driver.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// When it had something before.
+    IfServed,
+    /// It was given something to answer.
+    Anyway,
+}
+
+fn serve(
+    device: &mut dyn VirtioDevice,
+    active: &mut Active,
+    index: usize,
+    expected: Expected,
+) -> Result<(), Error> {
     if !active.queues[index].ready() {
         return Ok(());
     }
     let mut in_vain = false;
+    let mut hopeful = expected == Expected::Anyway;
     loop {
         let before = active.queues[index].position();
         active.queues[index].pause_kicks(&active.memory)?;
         let offered = active.queues[index].offered(&active.memory)?;
         device.handle_queue(index, active)?;
-        let served = active.queues[index].position() != before;
-        if served && device.awaits_more(index) {
-            while let Some(position) = await_more(active, index)? {
-                device.handle_queue(index, active)?;
-                if active.queues[index].position() == position {
-                    break;
-                }
-            }
+        let together = active.queues[index].position().wrapping_sub(before);
+        if (hopeful || together > 0) && device.awaits_more(index, together) {
+            await_more(device, active, index)?;
         }
+        hopeful = false;
+        let served = active.queues[index].position() != before;
         let more = active.queues[index].resume_kicks(&active.memory)?;
         if !more || active.queues[index].is_cut_short() {
             return Ok(());
@@ -384,22 +413,45 @@ pub(crate) fn serve_queue(
 /// How long a driver that was just answered may take to ask again without a kick.
 const PATIENCE: Duration = Duration::from_micros(20);
 
-/// Waits a little for more in a queue whose driver need not kick. Whoever asks for one thing after
-/// the other asks again as soon as it is answered: then neither its exit nor our sleep is needed.
-/// The processor is offered to others meanwhile, the guest among them. The queue's position when
-/// there is more.
-fn await_more(active: &mut Active, index: usize) -> Result<Option<u16>, Error> {
-    let queue = &mut active.queues[index];
-    if queue.is_cut_short() || !queue.is_worth_awaiting() {
-        return Ok(None);
+/// So often may something come before the other events have their turn.
+const ROUNDS: usize = 64;
+
+/// Waits a little for more in a queue whose driver need not kick, and for what the device's own
+/// descriptors have. Whoever asks for one thing after the other asks again as soon as it is
+/// answered: then neither its exit nor our sleep is needed. The processor is offered to others
+/// meanwhile, the guest among them.
+fn await_more(
+    device: &mut dyn VirtioDevice,
+    active: &mut Active,
+    index: usize,
+) -> Result<(), Error> {
+    if active.queues[index].is_cut_short() || !active.queues[index].is_worth_awaiting() {
+        return Ok(());
     }
-    let started = Instant::now();
-    loop {
+    let mut rounds = 0;
+    let mut since = Instant::now();
+    while rounds < ROUNDS && !active.queues[index].is_cut_short() {
         thread::yield_now();
-        let more = queue.has_more(&active.memory)?;
-        if more || started.elapsed() >= PATIENCE {
-            queue.remember(more);
-            return Ok(more.then_some(queue.position()));
+        let came = match active.queues[index].has_more(&active.memory)? {
+            true => {
+                let before = active.queues[index].position();
+                device.handle_queue(index, active)?;
+                let together = active.queues[index].position().wrapping_sub(before);
+                if together == 0 || !device.awaits_more(index, together) {
+                    return Ok(());
+                }
+                true
+            }
+            false => device.look_around(index, active)?,
+        };
+        if came {
+            active.queues[index].remember(true);
+            rounds += 1;
+            since = Instant::now();
+        } else if since.elapsed() >= PATIENCE {
+            active.queues[index].remember(false);
+            return Ok(());
         }
     }
+    Ok(())
 }

@@ -95,6 +95,7 @@ fn only_the_thread_of_a_shared_directory_takes_paths() {
         libc::SYS_fchmodat,
         libc::SYS_fchownat,
         libc::SYS_getxattr,
+        libc::SYS_lgetxattr,
         libc::SYS_setxattr,
         libc::SYS_unshare,
         libc::SYS_fchdir,

@@ -1,15 +1,15 @@
 //! A request's chain of descriptors as the memory that it speaks of.
 
-use virtio_queue::DescriptorChain;
+use smallvec::SmallVec;
 use vm_memory::{Address, GuestAddress, GuestMemory, VolatileSlice};
 
 use super::request::{Data, HEADER_BYTES, Status};
-use crate::virtio::Memory;
+use crate::virtio::{self, Memory};
 
 /// A chain of descriptors as the memory that it speaks of.
 pub(super) struct Chain<'m> {
-    pub(super) readable: Vec<VolatileSlice<'m>>,
-    pub(super) writable: Vec<VolatileSlice<'m>>,
+    pub(super) readable: SmallVec<[VolatileSlice<'m>; 2]>,
+    pub(super) writable: SmallVec<[VolatileSlice<'m>; 2]>,
     /// The last byte that is writable, which is none of `writable`.
     pub(super) status: GuestAddress,
     /// Whether every buffer lies within memory.
@@ -18,9 +18,9 @@ pub(super) struct Chain<'m> {
 
 impl<'m> Chain<'m> {
     /// Collects a chain; `None` when it has no byte for a status.
-    pub(super) fn of(memory: &'m Memory, chain: DescriptorChain<&'m Memory>) -> Option<Self> {
-        let mut readable = Vec::with_capacity(2);
-        let mut writable = Vec::with_capacity(2);
+    pub(super) fn of(memory: &'m Memory, chain: virtio::Chain<'m>) -> Option<Self> {
+        let mut readable = SmallVec::new();
+        let mut writable = SmallVec::new();
         let mut whole = true;
         let mut last = None;
         for descriptor in chain.filter(|descriptor| descriptor.len() > 0) {

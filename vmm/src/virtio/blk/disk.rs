@@ -7,7 +7,10 @@ use std::{
     os::unix::fs::{FileExt, FileTypeExt},
 };
 
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::{
+    fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl},
+    sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs},
+};
 use vm_memory::VolatileSlice;
 
 use super::{request::Extent, sys};
@@ -64,6 +67,18 @@ impl Disk {
     /// The size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether the contents are in the host's memory and nowhere else, so that nothing is gained
+    /// by asking for several things at a time.
+    pub(super) fn is_in_memory(&self) -> bool {
+        // A device's node is in memory, too; its contents are not.
+        let is_file = self.file.metadata().is_ok_and(|it| it.is_file());
+        is_file
+            && fstatfs(&self.file).is_ok_and(|system| {
+                let kind = system.filesystem_type();
+                kind == TMPFS_MAGIC || kind == HUGETLBFS_MAGIC
+            })
     }
 
     /// The file or device itself.

@@ -3,7 +3,7 @@
 //! [`request`] makes the guest's bytes into a value, [`disk`] is the file or
 //! block device on the host, and here the one is done to the other.
 
-use std::{fs::File, io};
+use std::{fs::File, io, thread};
 
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
@@ -45,6 +45,9 @@ const QUEUE_SIZE: u16 = 256;
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// The host's page, which is 8 sectors.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
+
+/// The driver is told after so many bytes, also when there is more to do at once.
+const UNTOLD_BYTES: u64 = 1 << 20;
 
 /// How a disk appears to the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,8 +96,11 @@ impl Blk {
     /// the jail forbids later.
     ///
     /// Where the kernel has no io_uring, or it is switched off, requests are done one after the
-    /// other.
+    /// other; so are those of a disk that is in memory, which io_uring would give to threads.
     pub fn with_ring(mut self) -> Self {
+        if self.disk.is_in_memory() {
+            return self;
+        }
         let ring = |file| Ring::new(file, QUEUE_SIZE);
         self.ring = self.disk.file().try_clone().and_then(ring).ok();
         self
@@ -152,6 +158,7 @@ impl Blk {
         let mut queue = Queue::of(active);
         let mut next = self.pop(&mut queue)?;
         let mut alone = self.ring.as_ref().is_none_or(Ring::is_idle);
+        let mut untold = 0;
         while let Some(job) = next {
             next = self.pop(&mut queue)?;
             alone &= next.is_none();
@@ -164,6 +171,11 @@ impl Blk {
             } else {
                 let done = self.perform(&job.request, &job.chain);
                 queue.give_back(&job.ticket, done)?;
+                untold += job.ticket.taken + job.ticket.given;
+                if untold >= UNTOLD_BYTES {
+                    queue.ring.signal(queue.memory)?;
+                    untold = 0;
+                }
             }
         }
         if let Some(ring) = &mut self.ring {
@@ -215,6 +227,25 @@ impl Blk {
             }
         }
         Ok(None)
+    }
+
+    /// Gives back what the ring has done, and what it does meanwhile. The host often has several
+    /// things done one right after the other, and each could be an interrupt of its own: as long as
+    /// there is another one after the processor was offered to others, the driver is not told.
+    fn reap_together(&mut self, queue: &mut Queue<'_>) -> Result<(), Error> {
+        // Nothing is begun here, so that this ends after as many rounds as are under way.
+        loop {
+            let under_way = self.under_way();
+            self.reap(queue)?;
+            if self.under_way() == 0 || self.under_way() == under_way {
+                return Ok(());
+            }
+            thread::yield_now();
+        }
+    }
+
+    fn under_way(&self) -> usize {
+        self.ring.as_ref().map_or(0, Ring::under_way)
     }
 
     /// Gives back what the ring has done.
@@ -355,8 +386,8 @@ impl VirtioDevice for Blk {
             })
     }
 
-    fn awaits_more(&self, _index: usize) -> bool {
-        true
+    fn awaits_more(&self, _index: usize, together: u16) -> bool {
+        together > 0
     }
 
     fn handle_queue(&mut self, _index: usize, active: &mut Active) -> Result<(), Error> {
@@ -371,7 +402,7 @@ impl VirtioDevice for Blk {
         _events: Events,
         active: &mut Active,
     ) -> Result<(), Error> {
-        self.reap(&mut Queue::of(active))?;
+        self.reap_together(&mut Queue::of(active))?;
         serve_queue(self, active, 0)
     }
 

@@ -3,6 +3,8 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
 use super::*;
 use crate::virtio::testing::{Buffer, Rig};
 
@@ -345,11 +347,50 @@ fn only_files_and_block_devices_are_disks() {
     ));
 }
 
+/// A disk with a ring, on whatever file system the file is.
 fn ring_rig(file: &File) -> Rig<Blk> {
-    let blk = Blk::new(file.try_clone().unwrap(), &Settings::default()).unwrap();
-    let blk = blk.with_ring();
-    assert!(blk.ring.is_some(), "the kernel lets us have an io_uring");
+    let mut blk = Blk::new(file.try_clone().unwrap(), &Settings::default()).unwrap();
+    let ring = Ring::new(file.try_clone().unwrap(), QUEUE_SIZE);
+    blk.ring = Some(ring.expect("the kernel lets us have an io_uring"));
     Rig::new(blk)
+}
+
+/// A disk that is in memory.
+fn memory_disk(bytes: u64) -> File {
+    let memory = memfd_create(c"disk", MFdFlags::MFD_CLOEXEC);
+    let file = File::from(memory.unwrap());
+    file.set_len(bytes).unwrap();
+    file
+}
+
+#[test]
+fn what_comes_together_for_a_disk_in_memory_is_done_at_once_and_one_interrupt() {
+    let blk = Blk::new(memory_disk(1 << 20), &Settings::default()).unwrap();
+    let mut rig = Rig::new(blk.with_ring());
+    let header = header(IN, 0);
+    for _ in 0..16 {
+        rig.offer(0, &[Buffer::Out(&header), Buffer::In(4096), Buffer::In(1)]);
+    }
+    rig.kick(0).unwrap();
+    assert_eq!(rig.used(0).len(), 16);
+    assert_eq!(rig.active.counters.read().interrupts, 1);
+}
+
+#[test]
+fn a_driver_that_asks_for_much_at_once_is_told_on_the_way() {
+    let blk = Blk::new(memory_disk(4 << 20), &Settings::default()).unwrap();
+    let mut rig = Rig::new(blk.with_ring());
+    let header = header(IN, 0);
+    let chain = rig.offer(
+        0,
+        &[Buffer::Out(&header), Buffer::In(512 << 10), Buffer::In(1)],
+    );
+    for _ in 1..4 {
+        rig.offer_again(0, &chain);
+    }
+    rig.kick(0).unwrap();
+    assert_eq!(rig.used(0).len(), 4);
+    assert_eq!(rig.active.counters.read().interrupts, 2);
 }
 
 /// The chains given back, after as many as there were on offer.

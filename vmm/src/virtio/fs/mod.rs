@@ -7,10 +7,16 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use virtio_queue::DescriptorChain;
+use nix::{
+    sched::{CpuSet, sched_getaffinity},
+    unistd::Pid,
+};
 use vm_memory::Bytes;
 
-use super::{Active, Error, Events, Kind, Memory, VirtioDevice, slices::Slices};
+use super::{
+    Active, Chain, Error, Events, Kind, Memory, VirtioDevice,
+    slices::{Sides, Slices},
+};
 
 pub mod operation;
 pub mod reply;
@@ -68,6 +74,8 @@ const MOUNTS_TOKEN: u64 = 0;
 pub struct Fs {
     tag: [u8; MAX_TAG_BYTES],
     share: Share,
+    /// How many messages must have come together for it to be worth to wait for more.
+    worth_waiting: u16,
     /// Of the message that is being answered.
     body: Vec<u8>,
     reply: Reply,
@@ -96,23 +104,22 @@ impl Fs {
         Ok(Self {
             tag: padded,
             share,
+            // Where the guest must stop before its next message is seen, it kicks for less, if it
+            // asks for one thing after the other.
+            worth_waiting: if has_one_processor() { 2 } else { 1 },
             body: Vec::new(),
             reply: Reply::default(),
         })
     }
 
     /// Answers one message.
-    fn answer<'m>(
-        &mut self,
-        queue: usize,
-        memory: &'m Memory,
-        chain: &DescriptorChain<&'m Memory>,
-    ) -> Done {
-        let Ok(writable) = Slices::writable(queue, memory, chain.clone()) else {
+    fn answer<'m>(&mut self, queue: usize, memory: &'m Memory, chain: &Chain<'m>) -> Done {
+        let sides = Sides::of(queue, memory, chain.clone());
+        let Ok(writable) = sides.writable else {
             return Done::default();
         };
-        let Ok(mut readable) = Slices::readable(queue, memory, chain.clone()) else {
-            return Done::refused(&writable, peek_unique(chain), libc::EFAULT);
+        let Ok(mut readable) = sides.readable else {
+            return Done::refused(&writable, peek_unique(memory, chain), libc::EFAULT);
         };
         let lengths = Lengths {
             readable: readable.len(),
@@ -174,6 +181,14 @@ impl Fs {
     }
 }
 
+/// Whether the process may use but one processor.
+fn has_one_processor() -> bool {
+    sched_getaffinity(Pid::from_raw(0)).is_ok_and(|mine| {
+        let may = |processor: &usize| mine.is_set(*processor).unwrap_or(false);
+        (0..CpuSet::count()).filter(may).count() == 1
+    })
+}
+
 /// What became of a chain: bytes that the device took and bytes that it gave.
 #[derive(Default)]
 struct Done {
@@ -196,13 +211,13 @@ impl Done {
 }
 
 /// The message's number, of a chain whose other descriptors cannot be read.
-fn peek_unique(chain: &DescriptorChain<&Memory>) -> Option<u64> {
-    let first = chain.clone().readable().next()?;
+fn peek_unique(memory: &Memory, chain: &Chain<'_>) -> Option<u64> {
+    let first = chain.clone().find(|it| !it.is_write_only())?;
     let mut header = [0; HEADER_BYTES];
     if (first.len() as usize) < header.len() {
         return None;
     }
-    chain.memory().read_slice(&mut header, first.addr()).ok()?;
+    memory.read_slice(&mut header, first.addr()).ok()?;
     request::unique(&header)
 }
 
@@ -252,8 +267,8 @@ impl VirtioDevice for Fs {
         })
     }
 
-    fn awaits_more(&self, _index: usize) -> bool {
-        true
+    fn awaits_more(&self, _index: usize, together: u16) -> bool {
+        together >= self.worth_waiting
     }
 
     fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {

@@ -182,27 +182,45 @@ impl Guest {
     }
 
     fn names(&mut self, opcode: u32, head: usize) -> Vec<String> {
-        let handle = long_at(&self.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+        let handle = self.open_root();
         let mut names = Vec::new();
         let mut offset = 0;
         loop {
-            let mut body = longs(&[handle, offset]);
-            body.extend(words(&[1024, 0, 0, 0, 0, 0]));
-            let reply = self
-                .call_with_room(opcode, ROOT, &body, 1024 + REPLY_BYTES)
-                .unwrap();
-            if reply.is_empty() {
+            let entries = self.entries((opcode, head), handle, offset, 1024);
+            let Some((next, _)) = entries.last() else {
                 return names;
-            }
-            let mut rest = &reply[..];
-            while !rest.is_empty() {
-                let entry = &rest[head..];
-                let len = word_at(entry, 16) as usize;
-                names.push(String::from_utf8(entry[24..24 + len].to_vec()).unwrap());
-                offset = long_at(entry, 8);
-                rest = &rest[head + (24 + len).next_multiple_of(8)..];
-            }
+            };
+            offset = *next;
+            names.extend(entries.into_iter().map(|(_, name)| name));
         }
+    }
+
+    fn open_root(&mut self) -> u64 {
+        long_at(&self.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0)
+    }
+
+    /// What is listed from an offset on: where the next entry is, and a name.
+    fn entries(
+        &mut self,
+        (opcode, head): (u32, usize),
+        handle: u64,
+        offset: u64,
+        room: u32,
+    ) -> Vec<(u64, String)> {
+        let mut body = longs(&[handle, offset]);
+        body.extend(words(&[room, 0, 0, 0, 0, 0]));
+        let room = room as usize + REPLY_BYTES;
+        let reply = self.call_with_room(opcode, ROOT, &body, room).unwrap();
+        let mut entries = Vec::new();
+        let mut rest = &reply[..];
+        while !rest.is_empty() {
+            let entry = &rest[head..];
+            let len = word_at(entry, 16) as usize;
+            let name = String::from_utf8(entry[24..24 + len].to_vec()).unwrap();
+            entries.push((long_at(entry, 8), name));
+            rest = &rest[head + (24 + len).next_multiple_of(8)..];
+        }
+        entries
     }
 }
 
@@ -424,6 +442,54 @@ fn directories_are_made_listed_and_removed() {
 }
 
 #[test]
+fn each_entry_of_a_directory_is_read_once_and_none_is_opened() {
+    const FILES: usize = 500;
+    let (directory, mut guest) = share(false);
+    for i in 0..FILES {
+        fs::write(directory.path().join(format!("file-{i:03}")), "").unwrap();
+    }
+    let held = guest.rig.device.share.held();
+    for (opcode, head) in [(READDIR, 0), (READDIRPLUS, 128)] {
+        let before = guest.rig.device.share.read_bytes();
+        assert_eq!(guest.names(opcode, head).len(), FILES + 2);
+        let read = guest.rig.device.share.read_bytes() - before;
+        // `struct linux_dirent64` with a name of 8 bytes.
+        assert!(read <= (FILES + 2) * 32, "{read} bytes were read");
+    }
+    assert_eq!(guest.rig.device.share.held(), held);
+}
+
+#[test]
+fn two_listings_in_turns_have_all_names_each() {
+    let (directory, mut guest) = share(false);
+    for i in 0..100 {
+        fs::write(directory.path().join(format!("file-{i:03}")), "").unwrap();
+    }
+    let handles = [guest.open_root(), guest.open_root()];
+    let mut seen = [const { Vec::new() }; 2];
+    let mut offsets = [0; 2];
+    let mut at_end = [false; 2];
+    while at_end != [true; 2] {
+        for i in 0..2 {
+            // Of different sizes, so that what is left over differs too.
+            let room = [500, 800][i];
+            let entries = guest.entries((READDIR, 0), handles[i], offsets[i], room);
+            at_end[i] = entries.is_empty();
+            for (offset, name) in entries {
+                offsets[i] = offset;
+                seen[i].push(name);
+            }
+        }
+    }
+    for mut names in seen {
+        assert_eq!(names.len(), 102);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 102);
+    }
+}
+
+#[test]
 fn a_file_that_the_host_changed_is_not_read_from_the_cache() {
     const KEEP_CACHE: u32 = 2;
     let (directory, mut guest) = share(false);
@@ -545,6 +611,43 @@ fn extended_attributes_are_kept() {
     assert_eq!(huge, b"value");
     let names = guest.call(LISTXATTR, node, &words(&[64, 0])).unwrap();
     assert!(names.windows(9).any(|name| name == b"user.key\0"));
+}
+
+#[test]
+fn asking_for_extended_attributes_opens_nothing_and_follows_no_link() {
+    let (directory, mut guest) = share(false);
+    let outside = TempDir::new().unwrap();
+    let path = directory.path().join("file");
+    for path in [&path, &outside.path().join("secret")] {
+        fs::write(path, "").unwrap();
+        let command = ["-n", "user.key", "-v", "value"];
+        let mut set = std::process::Command::new("setfattr");
+        assert!(set.args(command).arg(path).status().unwrap().success());
+    }
+    let get = [words(&[64, 0]), name("user.key")].concat();
+    let missing = [words(&[64, 0]), name("user.none")].concat();
+    let node = guest.lookup(ROOT, "file").unwrap();
+    let held = guest.rig.device.share.held();
+
+    assert_eq!(guest.call(GETXATTR, node, &get).unwrap(), b"value");
+    assert_eq!(guest.call(GETXATTR, node, &missing), Err(libc::ENODATA));
+    assert_eq!(guest.rig.device.share.held(), held);
+
+    fs::rename(&path, directory.path().join("other")).unwrap();
+    assert_eq!(guest.call(GETXATTR, node, &get), Err(libc::ESTALE));
+    symlink(outside.path().join("secret"), &path).unwrap();
+    assert_eq!(guest.call(GETXATTR, node, &get), Err(libc::ENODATA));
+    fs::remove_file(&path).unwrap();
+    fs::copy(outside.path().join("secret"), &path).unwrap();
+    let mut set = std::process::Command::new("setfattr");
+    assert!(
+        set.args(["-n", "user.key", "-v", "new"])
+            .arg(&path)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(guest.call(GETXATTR, node, &get), Err(libc::ESTALE));
 }
 
 #[test]
@@ -897,6 +1000,21 @@ fn the_files_of_a_large_tree_are_not_all_held() {
     let deepest: std::path::PathBuf = std::iter::repeat_n("d", 200).collect();
     let mode = fs::metadata(directory.path().join(deepest)).unwrap().mode();
     assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn a_name_is_not_taken_for_gone_when_there_is_no_room_to_look() {
+    let (directory, mut guest) = share(false);
+    fs::create_dir(directory.path().join("mountpoint")).unwrap();
+    let node = guest.lookup(ROOT, "mountpoint").unwrap();
+    let (file, handle) = guest.create("file", 0o600).unwrap();
+    guest.rig.device.share.limit_to(1);
+    assert_eq!(guest.open(file, libc::O_RDONLY), Err(libc::ENFILE));
+    assert_eq!(guest.lookup(ROOT, "mountpoint"), Err(libc::ENOMEM));
+    let release = guest.call(RELEASE, file, &longs(&[handle, 0, 0]));
+    release.unwrap();
+    guest.rig.device.share.limit_to(2);
+    assert_eq!(guest.lookup(ROOT, "mountpoint"), Ok(node));
 }
 
 #[test]

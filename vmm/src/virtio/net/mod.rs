@@ -343,17 +343,19 @@ impl Net {
         Ok(())
     }
 
-    /// Gives the guest what a pair's tap has.
-    fn receive(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
+    /// Gives the guest what a pair's tap has, and tells how many packets that was.
+    fn receive(&mut self, index: usize, active: &mut Active) -> Result<usize, Error> {
         let idle = index >= self.using || self.link == Link::Down;
         let Pair { tap, state, .. } = &mut self.pairs[index];
         let State::Here(here) = state else {
-            return Ok(());
+            return Ok(0);
         };
+        let mut given = 0;
         if idle || here.gone {
             here.reading = false;
         } else {
-            let received = here.rx.receive(Way {
+            let received;
+            (given, received) = here.rx.receive(Way {
                 tap,
                 queue: &mut active.queues[2 * index],
                 memory: &active.memory,
@@ -367,7 +369,9 @@ impl Net {
                 Received::Gone => self.gone(index, active),
             }
         }
-        self.listen(index, active).map_err(host("listen to a tap"))
+        self.listen(index, active)
+            .map_err(host("listen to a tap"))?;
+        Ok(given)
     }
 
     /// Sends what the guest has put into a pair's queue.
@@ -550,10 +554,32 @@ impl VirtioDevice for Net {
 
     fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
         match self.role(index) {
-            Role::Receive(pair) => self.receive(pair, active),
+            Role::Receive(pair) => self.receive(pair, active).map(|_| ()),
             Role::Transmit(pair) => self.transmit(pair, active),
             Role::Control => self.control(index, active),
         }
+    }
+
+    /// Packets come in trains, and answers come soon.
+    fn awaits_more(&self, index: usize, _together: u16) -> bool {
+        let Role::Transmit(pair) = self.role(index) else {
+            return false;
+        };
+        let limited = self.from_guest.armed || self.to_guest.armed;
+        let at_work = |here: &Here| !here.full && !here.gone && !limited;
+        matches!(&self.pairs[pair].state, State::Here(here) if at_work(here))
+    }
+
+    fn look_around(&mut self, index: usize, active: &mut Active) -> Result<bool, Error> {
+        match self.role(index) {
+            Role::Transmit(pair) => Ok(self.receive(pair, active)? > 0),
+            Role::Receive(_) | Role::Control => Ok(false),
+        }
+    }
+
+    fn answered_on(&self, token: u64) -> Option<usize> {
+        let pair = usize::try_from(token).ok()?;
+        (pair < self.using).then_some(2 * pair + 1)
     }
 
     fn handle_source(
@@ -565,7 +591,7 @@ impl VirtioDevice for Net {
         match token {
             TO_GUEST_TIMER => {
                 self.to_guest.wake();
-                (0..self.using).try_for_each(|pair| self.receive(pair, active))
+                (0..self.using).try_for_each(|pair| self.receive(pair, active).map(|_| ()))
             }
             FROM_GUEST_TIMER => {
                 self.from_guest.wake();
@@ -584,7 +610,7 @@ impl VirtioDevice for Net {
                 if events.contains(Events::OUT) {
                     self.transmit_waiting(pair, active)?;
                 }
-                self.receive(pair, active)
+                self.receive(pair, active).map(|_| ())
             }
         }
     }

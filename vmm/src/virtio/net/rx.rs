@@ -87,10 +87,10 @@ impl Rx {
         }
     }
 
-    /// Gives the guest what the tap has.
-    pub(super) fn receive(&mut self, mut way: Way<'_>) -> Result<Received, Error> {
+    /// Gives the guest what the tap has, and tells how many packets that was.
+    pub(super) fn receive(&mut self, mut way: Way<'_>) -> Result<(usize, Received), Error> {
         if !way.queue.ready() {
-            return Ok(Received::NoBuffer);
+            return Ok((0, Received::NoBuffer));
         }
         let mut given = 0;
         let end = loop {
@@ -120,7 +120,7 @@ impl Rx {
         if given > 1 {
             way.queue.signal(way.memory)?;
         }
-        Ok(end)
+        Ok((given, end))
     }
 
     /// Gives the guest one packet.

@@ -172,6 +172,28 @@ fn a_packet_for_the_guest_takes_as_many_buffers_as_it_needs() {
 }
 
 #[test]
+fn while_more_of_the_guest_is_awaited_the_host_is_heard() {
+    let (mut rig, cable) = rig();
+    let room = rig.offer(RX, &[Buffer::In(2000)]);
+    rig.kick(RX).unwrap();
+    send(&cable, 60);
+    rig.offer(TX, &[Buffer::Out(&packet(&frame(60)))]);
+    rig.kick(TX).unwrap();
+    assert_eq!(rig.used(RX), [(room.head, 72)]);
+    assert_eq!(received(&cable), [packet(&frame(60))]);
+}
+
+#[test]
+fn an_answer_is_awaited_on_the_queue_beside_the_one_of_the_question() {
+    let (card, _cables) = card(2, settings());
+    let rig = Rig::with_event_index(card);
+    assert_eq!(rig.device.answered_on(0), Some(TX));
+    assert_eq!(rig.device.answered_on(1), None, "the second pair rests");
+    assert!(rig.device.awaits_more(TX, 1));
+    assert!(!rig.device.awaits_more(RX, 1));
+}
+
+#[test]
 fn a_packet_waits_for_buffers_and_is_not_cut() {
     let (mut rig, cable) = rig();
     send(&cable, 3000);

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes};
 
 use super::{
@@ -14,7 +13,7 @@ use super::{
     sys::{MAX_PIECES, Pieces},
     tap,
 };
-use crate::virtio::{Error, Memory};
+use crate::virtio::{Chain, Error, Memory};
 
 /// The transmit queue of a pair at work.
 pub(super) struct Tx {
@@ -123,11 +122,7 @@ impl Tx {
     }
 
     /// Lays a packet's frame out and checks its header; nothing when either is not as it should be.
-    fn collect<'m>(
-        &mut self,
-        memory: &'m Memory,
-        chain: DescriptorChain<&'m Memory>,
-    ) -> Option<Packet> {
+    fn collect<'m>(&mut self, memory: &'m Memory, chain: Chain<'m>) -> Option<Packet> {
         self.pieces.clear();
         let mut header = [0; HEADER_BYTES];
         let mut have = 0;

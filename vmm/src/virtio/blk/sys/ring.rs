@@ -123,7 +123,12 @@ impl<T> Ring<T> {
 
     /// Whether nothing is under way.
     pub(in super::super) fn is_idle(&self) -> bool {
-        self.free.len() == self.slots.len()
+        self.under_way() == 0
+    }
+
+    /// How many are under way.
+    pub(in super::super) fn under_way(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// How many more can be put under way.

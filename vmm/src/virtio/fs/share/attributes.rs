@@ -20,7 +20,7 @@ use super::{
     Attributes, BELIEF_S, Number, Share,
     contents::{set_ids_before, without_set_ids},
     device, error, mode_of,
-    nodes::has_set_ids,
+    nodes::{gone, has_set_ids},
     sys,
 };
 
@@ -151,9 +151,8 @@ impl Share {
         size: u32,
         reply: &mut Reply,
     ) -> io::Result<()> {
-        let path = self.path(node)?;
-        say(size, reply, |room| {
-            sys::get_attribute(path.as_c_str(), name, room)
+        self.say_of(node, size, reply, |path, room| {
+            sys::get_attribute(path, name, room)
         })
     }
 
@@ -164,10 +163,30 @@ impl Share {
         size: u32,
         reply: &mut Reply,
     ) -> io::Result<()> {
-        let path = self.path(node)?;
-        say(size, reply, |room| {
-            sys::list_attributes(path.as_c_str(), room)
-        })
+        self.say_of(node, size, reply, sys::list_attributes)
+    }
+
+    /// Says what `get` finds out about a file. One that has no descriptor needs none for that:
+    /// guests ask for the ACL of every file before they open it.
+    fn say_of(
+        &mut self,
+        node: u64,
+        size: u32,
+        reply: &mut Reply,
+        get: impl Fn(sys::Path<'_>, &mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        if self.nodes.node(node)?.handle().is_some() || self.nodes.held_descriptor(node).is_some() {
+            let path = self.path(node)?;
+            return say(size, reply, |room| {
+                get(sys::Path::Open(path.as_c_str()), room)
+            });
+        }
+        let (directory, name) = self.nodes.place(node)?;
+        let path = Number::below(directory, name);
+        say(size, reply, |room| get(sys::Path::Named(&path), room)).map_err(gone)?;
+        // What was found counts only if it is still that file's. That nothing was found costs no
+        // second call: who goes on with another file by this name is told so.
+        self.nodes.attributes(node).map(drop)
     }
 
     pub(super) fn remove_extended(&mut self, node: u64, name: &CStr) -> io::Result<()> {

@@ -1,12 +1,8 @@
 //! The files that the guest has open.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs::File,
-    io,
-};
+use std::{collections::HashSet, fs::File, io};
 
-use super::error;
+use super::{error, numbers::ByNumber};
 
 /// An open file or directory.
 pub(super) struct Handle {
@@ -33,7 +29,7 @@ impl Handle {
 /// All open files, by number. Numbers are never used twice.
 #[derive(Default)]
 pub(super) struct Handles {
-    by_number: HashMap<u64, Handle>,
+    by_number: ByNumber<Handle>,
     last: u64,
 }
 

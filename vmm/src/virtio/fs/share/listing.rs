@@ -1,6 +1,6 @@
 //! What is in a directory.
 
-use std::{ffi::CStr, io};
+use std::{ffi::CStr, io, ops::Range};
 
 use nix::unistd::{Whence, lseek64};
 
@@ -15,6 +15,41 @@ use super::{
 /// Room for directory entries that is read at a time.
 const MAX_ENTRIES_BYTES: usize = 64 * 1024;
 
+/// Directory entries on their way.
+#[derive(Default)]
+pub(super) struct Entries {
+    /// What was read last.
+    bytes: Vec<u8>,
+    /// What of it no reply had room for yet.
+    unsaid: Option<Unsaid>,
+    /// All that was ever read, for tests.
+    #[cfg(test)]
+    pub(super) read_bytes: usize,
+}
+
+/// The rest of what was read, where a listing is likely to go on. Entries are shorter than what is
+/// said of them, so that without it most would be read several times.
+struct Unsaid {
+    handle: u64,
+    offset: u64,
+    at: Range<usize>,
+}
+
+/// How far a reply came.
+struct Said {
+    /// Of the entries as the kernel lays them out.
+    bytes: usize,
+    /// Where the next entry is.
+    next: u64,
+}
+
+impl Entries {
+    fn take_unsaid(&mut self, handle: u64, offset: u64) -> Option<Range<usize>> {
+        let unsaid = self.unsaid.take()?;
+        (unsaid.handle == handle && unsaid.offset == offset).then_some(unsaid.at)
+    }
+}
+
 impl Share {
     /// Says entries of an open directory from `offset` on, which is a place that the kernel
     /// named with an entry before; with `plus` also what they are.
@@ -28,46 +63,84 @@ impl Share {
     ) -> io::Result<()> {
         self.leave_room()?;
         let mut entries = std::mem::take(&mut self.entries);
-        entries.resize(room.min(MAX_ENTRIES_BYTES), 0);
-        let listed = self
-            .read_entries(node, handle, offset, &mut entries)
-            .and_then(|len| self.say_entries((node, handle), &entries[..len], room, plus, reply));
+        let listed = self.list_from((node, handle), offset, (room, plus), &mut entries, reply);
         self.entries = entries;
         listed
     }
 
+    fn list_from(
+        &mut self,
+        (node, handle): (u64, u64),
+        offset: u64,
+        (room, plus): (usize, bool),
+        entries: &mut Entries,
+        reply: &mut Reply,
+    ) -> io::Result<()> {
+        let at = self.read_entries((node, handle), offset, room, entries)?;
+        let bytes = &entries.bytes[at.clone()];
+        let said = self.say_entries((node, handle), bytes, room, plus, reply)?;
+        let Some(Said { bytes, next }) = said else {
+            return Ok(());
+        };
+        let left = at.start + bytes..at.end;
+        if left.is_empty() {
+            // The next call goes on from here without seeking.
+            self.handles.get_mut(handle, node)?.position = next;
+        } else {
+            entries.unsaid = Some(Unsaid {
+                handle,
+                offset: next,
+                at: left,
+            });
+        }
+        Ok(())
+    }
+
+    /// Where in `entries` those are that come next.
     fn read_entries(
         &mut self,
-        node: u64,
-        handle: u64,
+        (node, handle): (u64, u64),
         offset: u64,
-        entries: &mut [u8],
-    ) -> io::Result<usize> {
+        room: usize,
+        entries: &mut Entries,
+    ) -> io::Result<Range<usize>> {
+        let unsaid = entries.take_unsaid(handle, offset);
         let handle = self.handles.get_mut(handle, node)?;
+        let directory = handle.file()?;
+        if let Some(at) = unsaid {
+            return Ok(at);
+        }
         if handle.position != offset {
             let offset = i64::try_from(offset).map_err(|_| error(libc::EINVAL))?;
-            lseek64(handle.file()?, offset, Whence::SeekSet)?;
+            lseek64(directory, offset, Whence::SeekSet)?;
         }
         // Until it is known what was said, nothing is sure.
         handle.position = u64::MAX;
-        if entries.is_empty() {
-            return Ok(0);
+        entries.bytes.resize(room.min(MAX_ENTRIES_BYTES), 0);
+        if entries.bytes.is_empty() {
+            return Ok(0..0);
         }
-        sys::entries(handle.file()?, entries)
+        let len = sys::entries(handle.file()?, &mut entries.bytes)?;
+        #[cfg(test)]
+        {
+            entries.read_bytes += len;
+        }
+        Ok(0..len)
     }
 
-    /// Says entries as the kernel lays them out, until the reply is full.
+    /// Says entries as the kernel lays them out, until the reply is full; how far that came.
     fn say_entries(
         &mut self,
         (node, handle): (u64, u64),
-        mut entries: &[u8],
+        entries: &[u8],
         room: usize,
         plus: bool,
         reply: &mut Reply,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Said>> {
         let device = self.nodes.device_of(node)?;
-        let mut next = None;
-        while let Some((entry, name, rest)) = take_entry(entries) {
+        let mut said = None;
+        let mut left = entries;
+        while let Some((entry, name, rest)) = take_entry(left) {
             let entry = DirEntry {
                 ino: self.nodes.shown_inode(device, entry.ino),
                 ..entry
@@ -81,14 +154,13 @@ impl Share {
             } else if !reply.dir_entry(&entry, room) {
                 break;
             }
-            next = Some(entry.offset);
-            entries = rest;
+            left = rest;
+            said = Some(Said {
+                bytes: entries.len() - left.len(),
+                next: entry.offset,
+            });
         }
-        // All that was read was said: the next call goes on from here without seeking.
-        if let (true, Some(next)) = (entries.is_empty(), next) {
-            self.handles.get_mut(handle, node)?.position = next;
-        }
-        Ok(())
+        Ok(said)
     }
 
     /// A name that cannot be told of, such as `..` or one just removed, is only listed.

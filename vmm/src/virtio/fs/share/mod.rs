@@ -9,7 +9,7 @@
 
 use std::{
     collections::HashSet,
-    ffi::CStr,
+    ffi::{CStr, CString},
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
@@ -31,11 +31,13 @@ mod listing;
 mod mounts;
 mod names;
 mod nodes;
+mod numbers;
 mod serve;
 mod sys;
 
 use super::reply::{Attr, Entry};
 use handles::Handles;
+use listing::Entries;
 use mounts::Mounts;
 use nodes::{Nodes, device};
 pub(super) use serve::{Answer, Data};
@@ -68,8 +70,7 @@ pub(super) struct Share {
     umask: u32,
     nodes: Nodes,
     handles: Handles,
-    /// For directory entries on their way.
-    entries: Vec<u8>,
+    entries: Entries,
 }
 
 /// Why a directory cannot be shared.
@@ -102,7 +103,7 @@ impl Share {
             own: sys::ids(),
             umask: 0,
             handles: Handles::default(),
-            entries: Vec::new(),
+            entries: Entries::default(),
         })
     }
 
@@ -140,6 +141,18 @@ impl Share {
     #[cfg(test)]
     pub(super) fn hold_at_most(&mut self, most: usize) {
         self.most_held = most;
+    }
+
+    /// Lets the guest have fewer files in all, for tests.
+    #[cfg(test)]
+    pub(super) fn limit_to(&mut self, most: usize) {
+        self.limit = most;
+    }
+
+    /// How many bytes of directory entries were read.
+    #[cfg(test)]
+    pub(super) fn read_bytes(&self) -> usize {
+        self.entries.read_bytes
     }
 
     /// How many are held.
@@ -222,15 +235,36 @@ struct Number([u8; 12]);
 
 impl Number {
     fn of(descriptor: BorrowedFd<'_>) -> Self {
-        use io::Write;
-        let mut digits = [0; 12];
-        // An i32 has at most 11 characters, so there is room and a zero after them.
-        let _ = write!(&mut digits[..], "{}", descriptor.as_raw_fd());
-        Self(digits)
+        let mut number = descriptor.as_raw_fd().unsigned_abs();
+        let mut reversed = [0; 12];
+        let mut len = 0;
+        // At most ten digits, so there is room and a zero after them.
+        loop {
+            reversed[len] = b'0' + (number % 10) as u8;
+            number /= 10;
+            len += 1;
+            if number == 0 {
+                break;
+            }
+        }
+        reversed[..len].reverse();
+        Self(reversed)
     }
 
     fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
+    }
+
+    /// The path of `name` in a directory.
+    fn below(directory: BorrowedFd<'_>, name: &CStr) -> CString {
+        let number = Self::of(directory);
+        let parts = [number.as_c_str().to_bytes(), b"/", name.to_bytes()];
+        let mut path = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + 1);
+        for part in parts {
+            path.extend_from_slice(part);
+        }
+        // Neither part has a zero.
+        CString::new(path).unwrap_or_default()
     }
 }
 
@@ -248,4 +282,29 @@ fn mode_of(mode: u32) -> Mode {
 
 fn error(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsFd};
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_named_by_its_number() {
+        let open = |_| File::open("/dev/null").unwrap();
+        let files: Vec<File> = (0..120).map(open).collect();
+        for file in &files {
+            let number = Number::of(file.as_fd());
+            assert_eq!(
+                number.as_c_str().to_str().unwrap(),
+                file.as_raw_fd().to_string()
+            );
+            let below = Number::below(file.as_fd(), c"name");
+            assert_eq!(
+                below.to_str().unwrap(),
+                format!("{}/name", file.as_raw_fd())
+            );
+        }
+    }
 }

@@ -33,6 +33,7 @@ use nix::{
 
 use super::{
     error,
+    numbers::ByNumber,
     sys::{self, Attributes},
 };
 
@@ -125,7 +126,7 @@ impl Node {
 
 /// All nodes, by number and by file. Numbers are never used twice.
 pub(super) struct Nodes {
-    by_number: HashMap<u64, Node>,
+    by_number: ByNumber<Node>,
     by_identity: HashMap<Identity, u64>,
     devices: HashMap<u64, Device>,
     mounts: HashSet<u64>,
@@ -138,7 +139,7 @@ impl Nodes {
     /// Only the shared directory itself, which the guest knows without asking.
     pub(super) fn new(root: OwnedFd) -> io::Result<Self> {
         let mut nodes = Self {
-            by_number: HashMap::new(),
+            by_number: ByNumber::default(),
             by_identity: HashMap::new(),
             devices: HashMap::new(),
             mounts: HashSet::new(),
@@ -197,9 +198,25 @@ impl Nodes {
                     name: name.into(),
                 };
             }
-            return Ok(number);
+            return self.pin(number, identity.device).map(|()| number);
         }
-        self.insert(identity, attributes, parent, name)
+        let number = self.insert(identity, attributes, parent, name)?;
+        self.pin(number, identity.device).map(|()| number)
+    }
+
+    /// Holds a directory of an overlay, which gets another number when the host's kernel has
+    /// forgotten it: the guest would take it for another one, and lose what is mounted on it.
+    fn pin(&mut self, number: u64, device: u64) -> io::Result<()> {
+        let stays = self.devices.get(&device).is_some_and(|it| it.births_stay);
+        if stays || self.node(number)?.kind != libc::S_IFDIR {
+            return Ok(());
+        }
+        let held = self.hold(number);
+        if held.is_err() {
+            // The guest is not told of it.
+            self.forget(number, 1);
+        }
+        held
     }
 
     fn insert(

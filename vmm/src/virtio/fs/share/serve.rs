@@ -254,13 +254,20 @@ impl Share {
         parent: u64,
         name: super::super::operation::Name<'_>,
     ) -> io::Result<Entry> {
-        self.leave_room()?;
-        match self.tell(parent, name.as_c_str()) {
+        let told = self
+            .leave_room()
+            .and_then(|()| self.tell(parent, name.as_c_str()));
+        match told {
             // No node: that is believed as long as anything else.
             Err(missing) if missing.raw_os_error() == Some(libc::ENOENT) => Ok(Entry {
                 valid_s: BELIEF_S,
                 ..Entry::default()
             }),
+            // After any error but this one the guest's kernel takes a name that it knows for gone,
+            // and whatever is mounted on it or below with it.
+            Err(full) if matches!(full.raw_os_error(), Some(libc::ENFILE | libc::EMFILE)) => {
+                Err(error(libc::ENOMEM))
+            }
             told => told,
         }
     }

@@ -7,13 +7,14 @@
 //! The system calls of the shared directory that need raw pointers.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, c_char, c_void},
     fs::File,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd},
 };
 
+use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
 /// A file's attributes and the mount by which it was reached.
@@ -73,11 +74,24 @@ pub(super) fn entries(directory: impl AsFd, buffer: &mut [u8]) -> io::Result<usi
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// A path below the thread's working directory, which is `/proc/self/fd`.
+#[derive(Clone, Copy)]
+pub(super) enum Path<'a> {
+    /// The number of an open file: that file is meant.
+    Open(&'a CStr),
+    /// A name in an open directory: a link is meant itself.
+    Named(&'a CStr),
+}
+
 /// Reads an extended attribute; its length when `buffer` is empty.
-pub(super) fn get_attribute(path: &CStr, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn get_attribute(path: Path<'_>, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
+    let (path, get) = match path {
+        Path::Open(path) => (path, libc::getxattr as GetAttribute),
+        Path::Named(path) => (path, libc::lgetxattr as GetAttribute),
+    };
     // SAFETY: both are C strings, and the call writes at most `buffer.len()` bytes into `buffer`.
     let count = unsafe {
-        libc::getxattr(
+        get(
             path.as_ptr(),
             name.as_ptr(),
             buffer.as_mut_ptr().cast(),
@@ -87,12 +101,20 @@ pub(super) fn get_attribute(path: &CStr, name: &CStr, buffer: &mut [u8]) -> io::
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+type GetAttribute = unsafe extern "C" fn(*const c_char, *const c_char, *mut c_void, usize) -> isize;
+
 /// Reads the names of all extended attributes; their length when `buffer` is empty.
-pub(super) fn list_attributes(path: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn list_attributes(path: Path<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let (path, list) = match path {
+        Path::Open(path) => (path, libc::listxattr as ListAttributes),
+        Path::Named(path) => (path, libc::llistxattr as ListAttributes),
+    };
     // SAFETY: `path` is a C string, and the call writes at most `buffer.len()` bytes into `buffer`.
-    let count = unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let count = unsafe { list(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
+
+type ListAttributes = unsafe extern "C" fn(*const c_char, *mut c_char, usize) -> isize;
 
 /// Writes an extended attribute.
 pub(super) fn set_attribute(path: &CStr, name: &CStr, value: &[u8], flags: i32) -> io::Result<()> {
@@ -159,7 +181,7 @@ fn transfer(
     offset: u64,
     call: impl Fn(&[libc::iovec], i64) -> isize,
 ) -> io::Result<usize> {
-    let vectors: Vec<libc::iovec> = buffers
+    let vectors: SmallVec<[libc::iovec; 8]> = buffers
         .iter()
         .map(|buffer| libc::iovec {
             iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
