@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     fs, io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::symlink,
     },
     path::Path,
@@ -25,7 +25,7 @@ use nix::{
     },
     unistd::{chdir, chroot, write},
 };
-use protocol::{AGENT_PORT, FORWARD_PORT, HOST_CID, Hello, READY_PORT, STREAM_PORT};
+use protocol::{AGENT_PORT, FORWARD_PORT, HOST_CID, Hello, LOOKUP_PORT, READY_PORT, STREAM_PORT};
 use tokio::sync::Notify;
 
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
     container::Containers,
     forward,
     guest::Guest,
-    log, port,
+    log, lookup, parameters, port,
     port::Port,
     reaper::Reaper,
     rpc::{self, Service},
@@ -104,6 +104,7 @@ fn boot(started_ns: u64) -> Result<Infallible, Error> {
     greet(started_ns).map_err(doing("greet the host"))?;
     leave_initramfs().map_err(doing("leave the initramfs"))?;
     mount_file_systems()?;
+    parameters::set();
     // The agent's own need: every container takes some of its descriptors.
     setrlimit(Resource::RLIMIT_NOFILE, 1 << 20, 1 << 20).map_err(doing("raise the file limit"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -132,6 +133,10 @@ async fn serve(started_ns: u64, rpc: OwnedFd, streams: OwnedFd) -> Result<(), Er
     let forward = port::vsock(FORWARD_PORT).and_then(Port::new);
     tokio::spawn(forward::serve(
         forward.map_err(doing("watch the port to the loopback"))?,
+    ));
+    let lookup = port::vsock(LOOKUP_PORT).and_then(Port::new);
+    tokio::spawn(lookup::serve(
+        lookup.map_err(doing("watch the port for name servers"))?,
     ));
     power.wait().await;
     // The answer that the guest ends is still on its way.
@@ -196,6 +201,9 @@ fn fill_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
+/// How long a host may take that has more to do than it can: longer than it waits itself.
+const GREETING: Duration = Duration::from_secs(2 * 3600);
+
 /// Tells the host that the ports are open.
 fn greet(started_ns: u64) -> io::Result<()> {
     let host = socket(
@@ -204,6 +212,7 @@ fn greet(started_ns: u64) -> io::Result<()> {
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
+    sys::wait_for_peer(host.as_fd(), GREETING)?;
     connect(host.as_raw_fd(), &VsockAddr::new(HOST_CID, READY_PORT))?;
     let hello = Hello {
         version: protocol::VERSION,

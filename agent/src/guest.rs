@@ -14,7 +14,7 @@ use nix::{
     time::{ClockId, clock_settime},
 };
 
-use crate::{log, sys};
+use crate::{disks, log, sys};
 
 /// Why the guest could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum Error {
     /// Not the address of a PCI device.
     #[error("{0:?} is no PCI address such as 0000:00:05.0")]
     PciAddress(String),
+    /// A disk that is to be left.
+    #[error(transparent)]
+    Disk(#[from] disks::Error),
     /// A step.
     #[error("cannot {doing}")]
     Step {
@@ -211,21 +214,26 @@ fn is_below(path: &str, directory: &str) -> bool {
             .is_ok_and(|rest| rest.components().count() > 0)
 }
 
-/// Leaves the PCI devices `removed`, then looks for new ones.
+/// Leaves the PCI devices `removed` or, if there are none, looks for new ones.
 ///
 /// # Errors
-/// When an address is none, or the bus cannot be told.
-pub fn rescan_devices(removed: &[String]) -> Result<(), Error> {
+/// When an address is none, a disk stays in use, or the bus cannot be told.
+pub async fn rescan_devices(removed: &[String]) -> Result<(), Error> {
     if let Some(bad) = removed.iter().find(|address| !is_pci_address(address)) {
         return Err(Error::PciAddress(bad.clone()));
     }
     for address in removed {
+        disks::release(address).await?;
         match fs::write(format!("/sys/bus/pci/devices/{address}/remove"), "1") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 log!("the PCI device {address} is gone already");
             }
             other => other.map_err(doing(format!("leave the PCI device {address}")))?,
         }
+    }
+    if !removed.is_empty() {
+        // What the host has yet to take away would be found again.
+        return Ok(());
     }
     fs::write("/sys/bus/pci/rescan", "1").map_err(doing("rescan the PCI bus"))
 }

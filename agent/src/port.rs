@@ -6,15 +6,22 @@ use std::{
     path::Path,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr,
     VsockAddr, bind, getpeername, listen, shutdown, socket,
 };
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
+    time::sleep,
+};
 
-use crate::sys;
+use crate::{log, sys};
+
+/// How long nobody is accepted after an error.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the vsock port `number` of this guest.
 ///
@@ -63,6 +70,22 @@ impl Port {
     /// When the system has no descriptor left for it.
     pub async fn accept(&self) -> io::Result<Connection> {
         std::future::poll_fn(|context| self.poll_accept(context)).await
+    }
+
+    /// Answers connections for ever, each in a task of its own; `what` they are for is for the log.
+    pub async fn serve<F>(self, what: &str, answer: impl Fn(Connection) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        loop {
+            match self.accept().await {
+                Ok(connection) => drop(tokio::spawn(answer(connection))),
+                Err(error) => {
+                    log!("cannot accept a connection for {what}: {error}");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
     }
 
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Connection>> {

@@ -1,19 +1,26 @@
 //! The contract between Bulkhead's host side and its agent in the guest:
 //! the messages and the service of `proto/agent.proto`, the vsock ports, and
-//! the small things that cross vsock outside ttrpc, [`Hello`], [`StreamId`] and [`ForwardTarget`].
+//! the small things that cross vsock outside ttrpc, [`Hello`], [`StreamId`], [`ForwardTarget`] and
+//! [`Lookup`], and how connections are [`carry`]ed over it.
 
+mod carry;
 mod forward;
 mod hello;
+mod lookup;
+mod options;
 mod place;
 mod stream;
 
+pub use carry::carry;
 pub use forward::ForwardTarget;
 pub use hello::{Hello, HelloError};
-pub use place::{Namespace, POD_SHM};
+pub use lookup::{Lookup, Transport};
+pub use options::MOUNT_OPTIONS;
+pub use place::{Disk, Namespace, POD_SHM};
 pub use stream::StreamId;
 
 /// The version of this contract; both sides must speak the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port of the guest on which the agent serves ttrpc.
 pub const AGENT_PORT: u32 = 1024;
@@ -23,8 +30,13 @@ pub const AGENT_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 
 /// The vsock port of the guest that leads to its loopback: the host writes a
-/// [`ForwardTarget`], the agent answers with a byte, then the bytes of the stream follow.
+/// [`ForwardTarget`], the agent answers with a byte, then both [`carry`] the connection.
 pub const FORWARD_PORT: u32 = 1026;
+
+/// The vsock port of the guest for name servers of the host's side: the host writes a
+/// [`ForwardTarget`], the agent answers with a byte, then questions come, each behind a [`Lookup`],
+/// and answers go in the same way.
+pub const LOOKUP_PORT: u32 = 1027;
 
 /// The vsock port of the *host* that the agent dials once it serves
 /// [`AGENT_PORT`] and [`STREAM_PORT`], to write its [`Hello`].

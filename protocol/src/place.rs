@@ -8,6 +8,7 @@ pub const POD_SHM: &str = "/run/bulkhead/pod/shm";
 
 const POD: &str = "/run/bulkhead/pod/ns/";
 const CONTAINERS: &str = "/run/bulkhead/containers/";
+const DISKS: &str = "/run/bulkhead/disks/";
 
 /// A namespace that a container joins. Its text is what stands in `linux.namespaces[].path` of
 /// the configuration: a name that the agent knows, no file.
@@ -52,6 +53,55 @@ impl fmt::Display for Namespace<'_> {
     }
 }
 
+/// A disk of the host that was plugged into the machine for a container. Its text is what stands
+/// for the device file in a mount's `source` or as a root's device: a name that the agent knows,
+/// no file.
+///
+/// ```
+/// use protocol::Disk;
+/// let disk = Disk::in_slot(11).expect("a slot");
+/// assert_eq!(Disk::parse(&disk.to_string()), Some(disk));
+/// assert_eq!(disk.address(), "0000:00:0b.0");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk(u8);
+
+impl Disk {
+    /// The one in a slot of the PCI bus, 0 to 31; nothing for other numbers.
+    pub fn in_slot(slot: u8) -> Option<Self> {
+        (slot < 32).then_some(Self(slot))
+    }
+
+    /// Reads the text; nothing where it is another path.
+    pub fn parse(path: &str) -> Option<Self> {
+        let slot = path.strip_prefix(DISKS)?.parse().ok()?;
+        // Only the text that is written, no `+1` or `01`.
+        Self::in_slot(slot).filter(|disk| disk.to_string() == path)
+    }
+
+    /// The one at a PCI address.
+    pub fn of_address(address: &str) -> Option<Self> {
+        let slot = address.strip_prefix("0000:00:")?.strip_suffix(".0")?;
+        Self::in_slot(u8::from_str_radix(slot, 16).ok()?).filter(|disk| disk.address() == address)
+    }
+
+    /// Its slot.
+    pub fn slot(self) -> u8 {
+        self.0
+    }
+
+    /// Its address: domain, bus, device and function.
+    pub fn address(self) -> String {
+        format!("0000:00:{:02x}.0", self.0)
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{DISKS}{}", self.0)
+    }
+}
+
 fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.contains('/')
 }
@@ -83,6 +133,35 @@ mod tests {
             "/run/bulkhead/containers/a/b/ns/pid",
         ] {
             assert_eq!(Namespace::parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_disk_survives_its_text_and_its_address() {
+        for slot in 0..32 {
+            let disk = Disk::in_slot(slot).expect("a slot");
+            assert_eq!(Disk::parse(&disk.to_string()), Some(disk));
+            assert_eq!(Disk::of_address(&disk.address()), Some(disk));
+        }
+    }
+
+    #[test]
+    fn other_paths_and_addresses_are_no_disks() {
+        for path in [
+            "/dev/vda",
+            "/run/bulkhead/disks/",
+            "/run/bulkhead/disks/32",
+            "/run/bulkhead/disks/01",
+        ] {
+            assert_eq!(Disk::parse(path), None, "{path}");
+        }
+        for address in [
+            "0000:00:20.0",
+            "0000:01:03.0",
+            "0000:00:3.0",
+            "0000:00:03.1",
+        ] {
+            assert_eq!(Disk::of_address(address), None, "{address}");
         }
     }
 }

@@ -8,11 +8,16 @@
 //!   stranger          something else than an agent comes up
 //!   silent TEXT       nothing ever comes up; TEXT is in the console's ring
 //!   exit CODE TEXT    the VMM ends with TEXT as its last words
+//!   hangup MS TEXT    the guest breaks its connection off, and the VMM ends that much later with
+//!                     TEXT as its last words
 //!   boot then exit    it ends as soon as a container is to be made
 //! ```
 //!
 //! A container's arguments say what its process does: `cat`, `exit N`, `wait`
-//! for a signal, `missing`, `forbidden`.
+//! for a signal, `missing`, `forbidden`; or what the agent does when it starts
+//! the process: `stand` still for ever, `work N` seconds before it answers.
+//!
+//! Of commands to the VMM it knows `state`, `pause` and `resume`.
 
 use std::{
     collections::HashMap,
@@ -23,8 +28,9 @@ use std::{
         unix::fs::FileExt,
     },
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -41,7 +47,14 @@ use ttrpc::{
     Code,
     r#async::{Server, TtrpcContext, transport::Listener},
 };
-use vmm::config::{DeviceConfig, Resource, VmConfig};
+use vmm::{
+    config::{DeviceConfig, Resource, VmConfig},
+    control::{
+        Commands,
+        message::{Reply, Request, State},
+    },
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -55,6 +68,14 @@ fn main() -> Result<()> {
             let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));
             eprintln!("bulkhead-vmm: {text}");
             std::process::exit(code.parse()?)
+        }
+        ("hangup", rest) => {
+            let (wait_ms, text) = rest.split_once(' ').unwrap_or((rest, ""));
+            let (_, ready) = sockets(&config)?;
+            drop(opened(ready));
+            std::thread::sleep(Duration::from_millis(wait_ms.parse()?));
+            eprintln!("bulkhead-vmm: {text}");
+            std::process::exit(1)
         }
         ("silent", text) => {
             let size = text.len() as u32 + 1;
@@ -88,7 +109,8 @@ fn opened(resource: &Resource) -> File {
     }
 }
 
-async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
+/// The vsock device's listener, and the socket that the guest greets.
+fn sockets(config: &VmConfig) -> Result<(&Resource, &Resource)> {
     let vsock = config.devices.iter().find_map(|device| match device {
         DeviceConfig::Vsock {
             listener,
@@ -97,11 +119,17 @@ async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
         } => Some((listener, &guest_ports[0].socket)),
         _ => None,
     });
-    let (listener, ready) = vsock.ok_or("no vsock")?;
+    Ok(vsock.ok_or("no vsock")?)
+}
+
+async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
+    let (listener, ready) = sockets(config)?;
     let listener = std::os::unix::net::UnixListener::from(OwnedFd::from(opened(listener)));
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
 
+    let control = config.control.as_ref().map(opened);
+    tokio::spawn(Gate::behind(control.ok_or("no control socket")?));
     let (connections, accepted) = mpsc::channel(8);
     let agent = StandIn {
         streams: Mutex::default(),
@@ -154,6 +182,60 @@ async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
                 _ => agent.park(u64::from_le_bytes(name), stream),
             }
         });
+    }
+}
+
+/// What holds the guest while its VMM is paused.
+#[derive(Clone)]
+struct Gate {
+    paused: Arc<(Mutex<bool>, Condvar)>,
+    changed: mpsc::UnboundedSender<()>,
+}
+
+impl Gate {
+    /// Serves commands on a thread of its own, as long as the answer lives, and holds up all other
+    /// tasks while the VMM is paused.
+    async fn behind(control: File) {
+        let (changed, mut told) = mpsc::unbounded_channel();
+        let gate = Self {
+            paused: Arc::default(),
+            changed,
+        };
+        let mut commands = gate.clone();
+        std::thread::spawn(move || {
+            let never = EventFd::new(EFD_NONBLOCK).expect("a descriptor");
+            vmm::control::serve(control.into(), &never, &mut commands)
+        });
+        while told.recv().await.is_some() {
+            let (paused, resumed) = &*gate.paused;
+            let held = paused.lock().expect("lock");
+            drop(resumed.wait_while(held, |paused| *paused).expect("lock"));
+        }
+    }
+
+    fn set(&self, paused: bool) -> Reply {
+        *self.paused.0.lock().expect("lock") = paused;
+        self.paused.1.notify_all();
+        self.changed.send(()).expect("the guest is there");
+        Reply::Done {}
+    }
+}
+
+impl Commands for Gate {
+    fn carry_out(&mut self, request: Request, _: Vec<OwnedFd>) -> Reply {
+        match request {
+            Request::Pause {} => self.set(true),
+            Request::Resume {} => self.set(false),
+            Request::State {} => Reply::State {
+                state: match *self.paused.0.lock().expect("lock") {
+                    true => State::Paused,
+                    false => State::Running,
+                },
+            },
+            other => Reply::Failed {
+                message: format!("{other:?} is not known here"),
+            },
+        }
     }
 }
 
@@ -264,6 +346,17 @@ impl Agent for StandIn {
         };
         match args[0].as_str() {
             "forbidden" => return refuse(Code::PERMISSION_DENIED, "exec: permission denied"),
+            "work" => {
+                let seconds = args[1].parse().expect("a number");
+                std::thread::sleep(Duration::from_secs(seconds));
+            }
+            "stand" => drop(tokio::spawn(async {
+                // Behind the answer to this.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                loop {
+                    std::thread::park();
+                }
+            })),
             "exit" => drop(status.send_replace(args[1].parse().ok())),
             "cat" => drop(tokio::spawn(async move {
                 let (mut stdin, mut stdout) = (stdin.expect("stdin"), stdout.expect("stdout"));

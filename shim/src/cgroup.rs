@@ -30,10 +30,10 @@ const ROOT: &str = "/sys/fs/cgroup";
 const OVERHEAD_BYTES: i64 = 128 << 20;
 
 /// How long the processes of a cgroup may take to end when they are killed.
-const END: Duration = Duration::from_secs(5);
+const END: Duration = Duration::from_secs(15);
 
 /// How long they may take to end of their own accord.
-const KIND: Duration = Duration::from_millis(100);
+const KIND: Duration = Duration::from_secs(10);
 
 /// The controllers that limits are of.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "memory", "pids", "io"];
@@ -51,6 +51,25 @@ pub struct CgroupPlan {
 #[derive(Debug)]
 pub struct HostCgroup(PathBuf);
 
+/// A process on its way into a cgroup.
+///
+/// The kernel lets every processor pass a quiet point before it moves one (`synchronize_rcu` below
+/// `cgroup_procs_write`): ten milliseconds in which nobody works. Whatever does not change cgroups
+/// can be done meanwhile.
+#[derive(Debug, Default)]
+#[must_use = "the process is not in its cgroup before `done` returns"]
+pub struct Admission(Option<tokio::task::JoinHandle<()>>);
+
+impl Admission {
+    /// Waits until it is there.
+    pub async fn done(&mut self) {
+        if let Some(moving) = self.0.take() {
+            // It ends by itself, and panics nowhere.
+            let _ = moving.await;
+        }
+    }
+}
+
 /// The layout of `linux.cgroupsPath`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -60,7 +79,28 @@ pub enum Layout {
     Systemd,
 }
 
+impl Layout {
+    /// The one that the configuration's path has: those of systemd do not begin with a slash.
+    pub fn seen_in(spec: &Spec) -> Self {
+        let path = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.cgroups_path().as_ref());
+        let path = path.map(|path| path.to_string_lossy());
+        match path {
+            Some(path) if systemd_path(&path).is_some() => Self::Systemd,
+            _ => Self::Path,
+        }
+    }
+}
+
 impl CgroupPlan {
+    /// As it is, without limits: those of a pod are in the cgroup above.
+    pub fn unlimited(self) -> Self {
+        let resources = Value::Null;
+        Self { resources, ..self }
+    }
+
     /// The one that `spec` asks for, by default `/bulkhead/<id>`.
     pub fn of(spec: &Spec, id: &ContainerId, layout: Layout) -> Self {
         let linux = spec.linux().as_ref();
@@ -139,9 +179,16 @@ impl HostCgroup {
         }
     }
 
-    /// Puts the process that stands for the container into its place.
-    pub fn admit(&self, pid: u32) {
-        self.write(&self.0.join("container"), "cgroup.procs", &pid.to_string());
+    /// Puts the process that stands for the container into its place, while the caller goes on.
+    pub fn admit(&self, pid: u32) -> Admission {
+        let processes = self.0.join("container/cgroup.procs");
+        let moving = tokio::task::spawn_blocking(move || {
+            if let Err(error) = fs::write(&processes, pid.to_string()) {
+                let path = processes.display();
+                tracing::debug!(%path, pid, %error, "the process stays in the cgroup that it is in");
+            }
+        });
+        Admission(Some(moving))
     }
 
     /// The VMM's cgroup, opened.
@@ -153,50 +200,106 @@ impl HostCgroup {
     }
 }
 
+impl HostCgroup {
+    /// Ends what runs in it and removes it, while other tasks go on: one of them tells the process
+    /// that stands for the container how to exit.
+    pub async fn end(mut self) {
+        let mut removal = Removal::of(&self.0);
+        loop {
+            match removal.attempt() {
+                Ok(None) => break,
+                Ok(Some(wait)) => tokio::time::sleep(wait).await,
+                Err(error) => {
+                    told(&self.0, &error);
+                    break;
+                }
+            }
+        }
+        self.0 = PathBuf::new();
+    }
+}
+
 impl Drop for HostCgroup {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "a cgroup stays behind");
+        if !self.0.as_os_str().is_empty()
+            && let Err(error) = remove(&self.0)
+        {
+            told(&self.0, &error);
         }
     }
 }
 
-/// Ends what runs in a cgroup that we made, and removes it.
+fn told(place: &Path, error: &io::Error) {
+    tracing::warn!(path = %place.display(), %error, "a cgroup stays behind");
+}
+
+/// Whether processes of a container, or its machine, are in the cgroup at `place`.
+pub fn is_taken(place: &Path) -> bool {
+    ["vmm", "container"].iter().any(|child| {
+        let processes = fs::read(place.join(child).join("cgroup.procs"));
+        processes.is_ok_and(|processes| !processes.is_empty())
+    })
+}
+
+/// Ends what runs in a cgroup that we made, and removes it; also one of which only the directory
+/// above was made.
 ///
 /// # Errors
 /// When it cannot be removed.
 pub fn remove(place: &Path) -> io::Result<()> {
-    if !place.exists() {
-        return Ok(());
+    let mut removal = Removal::of(place);
+    while let Some(wait) = removal.attempt()? {
+        std::thread::sleep(wait);
     }
-    let begin = Instant::now();
-    let mut wait = Duration::from_millis(1);
-    loop {
+    Ok(())
+}
+
+/// A cgroup on its way out.
+struct Removal<'a> {
+    place: &'a Path,
+    begin: Instant,
+    wait: Duration,
+}
+
+impl<'a> Removal<'a> {
+    fn of(place: &'a Path) -> Self {
+        Self {
+            place,
+            begin: Instant::now(),
+            wait: Duration::from_millis(1),
+        }
+    }
+
+    /// Removes it if nobody is in it any more, and otherwise returns when to come again.
+    fn attempt(&mut self) -> io::Result<Option<Duration>> {
         let removed = ["vmm", "container", ""]
             .iter()
-            .try_for_each(|child| gone(&place.join(child)));
+            .try_for_each(|child| gone(&self.place.join(child)));
         match removed {
-            Ok(()) => break,
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && begin.elapsed() < END => {
+            Ok(()) => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && self.begin.elapsed() < END =>
+            {
                 // Those that were told to end may do so first.
-                if begin.elapsed() > KIND {
+                if self.begin.elapsed() > KIND {
                     // An older kernel has no such file; then their parents' ends must do.
-                    let _ = fs::write(place.join("cgroup.kill"), "1");
+                    let _ = fs::write(self.place.join("cgroup.kill"), "1");
                 }
                 // The kernel tells of their end by a file, which is too much for what takes no time.
-                std::thread::sleep(wait);
-                wait = (wait * 2).min(Duration::from_millis(50));
+                let wait = self.wait;
+                self.wait = (wait * 2).min(Duration::from_millis(50));
+                return Ok(Some(wait));
             }
             Err(error) => return Err(error),
         }
+        // Ours, too, if nobody else is in it.
+        if let Some(parent) = self.place.parent()
+            && parent == Path::new(ROOT).join("bulkhead")
+        {
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(None)
     }
-    // Ours, too, if nobody else is in it.
-    if let Some(parent) = place.parent()
-        && parent == Path::new(ROOT).join("bulkhead")
-    {
-        let _ = fs::remove_dir(parent);
-    }
-    Ok(())
 }
 
 fn gone(cgroup: &Path) -> io::Result<()> {
@@ -289,6 +392,9 @@ fn limits(resources: &Value, more: i64) -> Vec<(String, String)> {
 fn systemd_path(text: &str) -> Option<String> {
     let mut parts = text.splitn(3, ':');
     let (slice, prefix, name) = (parts.next()?, parts.next()?, parts.next()?);
+    if text.contains('/') {
+        return None;
+    }
     let slice = match slice {
         "" => "system.slice",
         slice => slice,
@@ -364,6 +470,29 @@ mod tests {
         );
         assert_eq!(path(":cri:x"), "system.slice/cri-x.scope");
         assert_eq!(systemd_path("/a/b"), None);
+        assert_eq!(systemd_path("/a:b/c:d:e"), None);
+    }
+
+    #[test]
+    fn the_form_of_the_path_tells_its_layout() {
+        let layout = |path: Option<&str>| {
+            let mut config = json!({"ociVersion": "1.0.2", "linux": {}});
+            if let Some(path) = path {
+                config["linux"]["cgroupsPath"] = json!(path);
+            }
+            Layout::seen_in(&serde_json::from_value(config).expect("a spec"))
+        };
+        let systemd = "kubepods-besteffort-pod1.slice:cri-containerd:ab";
+        assert_eq!(layout(Some(systemd)), Layout::Systemd);
+        for path in [
+            None,
+            Some(""),
+            Some("/k8s.io/ab"),
+            Some("/a:b:c"),
+            Some("a"),
+        ] {
+            assert_eq!(layout(path), Layout::Path, "{path:?}");
+        }
     }
 
     proptest! {

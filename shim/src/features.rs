@@ -2,28 +2,23 @@
 
 use serde_json::{Value, json};
 
-/// The newest version of the runtime specification that is known.
+/// The version of the runtime specification that configurations made here are of.
 pub const SPECIFICATION: &str = "1.2.1";
+
+/// The newest version of the runtime specification whose properties are known.
+pub const NEWEST: &str = "1.3.0";
 
 /// The document.
 pub fn document() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": SPECIFICATION,
+        "ociVersionMax": NEWEST,
         "hooks": [
             "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"
         ],
-        "mountOptions": [
-            "async", "atime", "bind", "defaults", "dev", "diratime", "exec", "loud", "noatime",
-            "nodev", "nodiratime", "noexec", "noiversion", "nomand", "norelatime", "nostrictatime",
-            "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime",
-            "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
-            "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro",
-            "rrw", "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw",
-            "shared", "slave", "strictatime", "suid", "symfollow", "unbindable"
-        ],
+        "mountOptions": protocol::MOUNT_OPTIONS,
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": CAPABILITIES,
             "cgroup": {
                 "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false
@@ -38,10 +33,10 @@ pub fn document() -> Value {
                     "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
                     "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"
                 ],
-                "archs": ["SCMP_ARCH_X86_64"],
+                "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
                 "knownFlags": [
                     "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-                    "SECCOMP_FILTER_FLAG_TSYNC"
+                    "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
                 ],
                 "supportedFlags": [
                     "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
@@ -50,7 +45,18 @@ pub fn document() -> Value {
             },
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
-            "intelRdt": {"enabled": false}
+            "intelRdt": {"enabled": false},
+            "memoryPolicy": {
+                "modes": [
+                    "MPOL_DEFAULT", "MPOL_PREFERRED", "MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_LOCAL",
+                    "MPOL_PREFERRED_MANY", "MPOL_WEIGHTED_INTERLEAVE"
+                ],
+                "flags": [
+                    "MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES", "MPOL_F_NUMA_BALANCING"
+                ]
+            },
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": false}
         },
         "annotations": {
             "org.bulkhead.version": env!("CARGO_PKG_VERSION"),

@@ -103,18 +103,7 @@ impl HostHooks {
     /// # Errors
     /// When a hook fails.
     pub async fn run(&self, moment: Moment) -> Result<(), Error> {
-        let prestart = self.hooks.prestart();
-        let (status, kinds) = match moment {
-            Moment::Create => (
-                "creating",
-                vec![
-                    ("prestart", prestart),
-                    ("createRuntime", self.hooks.create_runtime()),
-                ],
-            ),
-            Moment::Started => ("running", vec![("poststart", self.hooks.poststart())]),
-            Moment::Stopped => ("stopped", vec![("poststop", self.hooks.poststop())]),
-        };
+        let (status, kinds) = self.of(moment);
         let mut state = self.state.clone();
         state["status"] = json!(status);
         if moment == Moment::Stopped {
@@ -122,14 +111,41 @@ impl HostHooks {
         }
         let state = state.to_string();
         for (kind, hooks) in kinds {
-            for (number, hook) in hooks.iter().flatten().enumerate() {
+            for (number, hook) in hooks.into_iter().flatten().enumerate() {
                 let call = Call { kind, number, hook };
                 call.run(&self.bundle, state.as_bytes()).await?;
             }
         }
         Ok(())
     }
+
+    /// Whether there is any of `moment`.
+    pub fn has(&self, moment: Moment) -> bool {
+        let (_, kinds) = self.of(moment);
+        kinds
+            .iter()
+            .any(|(_, hooks)| hooks.is_some_and(|hooks| !hooks.is_empty()))
+    }
+
+    /// The container's status at `moment`, and the hooks of it by kind.
+    fn of(&self, moment: Moment) -> (&'static str, Vec<Kind<'_>>) {
+        let hooks = &self.hooks;
+        match moment {
+            Moment::Create => (
+                "creating",
+                vec![
+                    ("prestart", hooks.prestart().as_deref()),
+                    ("createRuntime", hooks.create_runtime().as_deref()),
+                ],
+            ),
+            Moment::Started => ("running", vec![("poststart", hooks.poststart().as_deref())]),
+            Moment::Stopped => ("stopped", vec![("poststop", hooks.poststop().as_deref())]),
+        }
+    }
 }
+
+/// A kind's name and its hooks.
+type Kind<'a> = (&'static str, Option<&'a [Hook]>);
 
 struct Call<'a> {
     kind: &'static str,

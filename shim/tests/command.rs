@@ -150,3 +150,89 @@ fn an_error_is_in_the_log_as_callers_read_it() {
     let message = record["msg"].as_str().expect("a message");
     assert!(message.contains("invalid container ID"), "{message}");
 }
+
+#[test]
+fn a_reader_that_has_enough_ends_the_command_quietly() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    for args in [&["features"][..], &["--version"], &["list"]] {
+        let root = tempfile::tempdir().expect("a directory");
+        let output = Command::new(env!("CARGO_BIN_EXE_bulkhead"))
+            .arg("--root")
+            .arg(root.path())
+            .args(args)
+            .stdout(writer.try_clone().expect("another"))
+            .output()
+            .expect("starts");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(141), "{args:?}: {text}");
+        assert_eq!(text, "", "{args:?}");
+    }
+}
+
+#[test]
+fn what_a_virtual_machine_cannot_do_is_refused_with_the_reason() {
+    let bundle = bundle(CONFIG);
+    let path = bundle.path().to_string_lossy();
+    for verb in ["checkpoint", "restore"] {
+        assert!(refusal(&[verb, "web"]).contains("checkpoint and restore are not supported"));
+    }
+    for verb in ["create", "run"] {
+        let line = refusal(&[verb, "--bundle", &path, "--preserve-fds", "2", "web"]);
+        assert!(line.contains("--preserve-fds 2 is not possible"), "{line}");
+    }
+}
+
+#[test]
+fn flags_that_mean_nothing_here_are_taken_before_and_after_the_name() {
+    for args in [
+        &["--rootless", "true", "--criu", "/usr/sbin/criu", "create"][..],
+        &[
+            "create",
+            "--no-pivot",
+            "--no-new-keyring",
+            "--preserve-fds",
+            "0",
+        ],
+        &["run", "--no-pivot", "--no-new-keyring", "--no-subreaper"],
+    ] {
+        let name_last = [args, &["--bundle", "/nonexistent/1", "web"]].concat();
+        let name_first = [args, &["web", "--bundle", "/nonexistent/1"]].concat();
+        for args in [name_last, name_first] {
+            let line = refusal(&args);
+            assert!(line.contains("/nonexistent/1"), "{args:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn version_and_features_are_told_as_clients_read_them() {
+    let version = bulkhead(&["--version"]).stdout;
+    let version = String::from_utf8_lossy(&version);
+    let lines: Vec<&str> = version.lines().collect();
+    assert!(lines[0].starts_with("bulkhead version "), "{version}");
+    assert!(lines[1].starts_with("commit: "), "{version}");
+    assert!(lines[2].starts_with("spec: 1."), "{version}");
+
+    let features = bulkhead(&["features"]).stdout;
+    let features: serde_json::Value = serde_json::from_slice(&features).expect("JSON");
+    let told = |pointer: &str, what: &str| {
+        let list = features.pointer(pointer).and_then(|list| list.as_array());
+        list.is_some_and(|list| list.iter().any(|one| one == what))
+    };
+    assert!(told("/hooks", "createContainer"), "{features}");
+    assert!(told("/mountOptions", "tmpcopyup"), "{features}");
+    assert!(told("/linux/namespaces", "time"), "{features}");
+    assert!(told("/linux/seccomp/archs", "SCMP_ARCH_X86"), "{features}");
+    assert_eq!(features["ociVersionMax"], "1.3.0", "{features}");
+    assert!(!told("/mountOptions", "copy-symlink"), "{features}");
+    assert!(
+        !told("/linux/seccomp/actions", "SCMP_ACT_NOTIFY"),
+        "{features}"
+    );
+    assert_eq!(features["linux"]["cgroup"]["v1"], false, "{features}");
+    assert_eq!(
+        features["linux"]["apparmor"]["enabled"], false,
+        "{features}"
+    );
+}

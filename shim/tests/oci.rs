@@ -18,7 +18,7 @@ use nix::{
     sys::{
         prctl::set_child_subreaper,
         signal::{Signal, kill},
-        wait::{WaitStatus, waitpid},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Enough for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many times something is repeated; more by an environment variable.
 fn rounds(few: usize) -> usize {
@@ -176,13 +176,40 @@ impl Host {
             entries.map(|entry| entry.path()).collect()
         };
         eventually("an empty directory", || left().is_empty());
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        assert!(!mounts.contains(&self.text("")), "{mounts}");
-        eventually("no processes", || {
+        let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let unmounted = holds_soon(|| !mounts().contains(&self.text("")));
+        assert!(unmounted, "{}", mounts());
+        let directory = self.text("");
+        let gone = holds_soon(|| {
             reap();
-            processes(&self.text("")).is_empty()
+            processes(&directory).is_empty()
         });
+        assert!(gone, "processes are left: {:?}", processes(&directory));
         assert!(self.path("bundle/rootfs/precious").exists());
+    }
+}
+
+impl Drop for Host {
+    /// What a test that failed leaves running would be taken for the next one's.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let directory = self.text("");
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let left = processes(&directory);
+            if left.is_empty() {
+                break;
+            }
+            left.iter().for_each(|process| end(process.pid));
+            reap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // What the killed processes had mounted.
+        for name in self.run(&["gc"]).stdout.split(|byte| *byte == b'\n') {
+            eprintln!("left: {}", String::from_utf8_lossy(name));
+        }
     }
 }
 
@@ -199,16 +226,22 @@ fn stand_in() -> PathBuf {
 }
 
 fn eventually(what: &str, holds: impl Fn() -> bool) {
+    assert!(holds_soon(holds), "waited in vain for {what}");
+}
+
+fn holds_soon(holds: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        if Instant::now() > deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
 }
 
 /// Takes the statuses of what has become our child and ended.
 fn reap() {
-    use nix::sys::wait::WaitPidFlag;
     while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
     {
     }
@@ -216,14 +249,30 @@ fn reap() {
 
 /// The status with which our child `pid` ends.
 fn ended(pid: Pid) -> i32 {
-    match waitpid(pid, None).expect("our child") {
+    let mut status = WaitStatus::StillAlive;
+    let deadline = Instant::now() + PATIENCE;
+    while status == WaitStatus::StillAlive {
+        assert!(Instant::now() < deadline, "waited in vain for {pid}'s end");
+        std::thread::sleep(Duration::from_millis(5));
+        status = waitpid(pid, Some(WaitPidFlag::WNOHANG)).expect("our child");
+    }
+    match status {
         WaitStatus::Exited(_, status) => status,
         other => panic!("{other:?}"),
     }
 }
 
+/// A process that is left.
+#[derive(Debug)]
+struct Left {
+    pid: Pid,
+    /// Its command line, as it is told.
+    #[expect(dead_code, reason = "it is printed")]
+    line: String,
+}
+
 /// Relays, pods' processes and stand-ins that have to do with `directory`.
-fn processes(directory: &str) -> Vec<String> {
+fn processes(directory: &str) -> Vec<Left> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ours = entries.filter_map(|entry| {
         let path = entry.path();
@@ -233,7 +282,11 @@ fn processes(directory: &str) -> Vec<String> {
         let ours = line.contains(directory)
             || (["bulkhead-relay", "stand_in_vmm"].contains(&name.as_str())
                 && parent(&path)? == std::process::id());
-        ours.then_some(line)
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        ours.then_some(Left {
+            pid: Pid::from_raw(pid),
+            line,
+        })
     });
     ours.collect()
 }
@@ -380,7 +433,7 @@ fn the_output_of_a_container_ends_with_its_process() {
     // The pod's process is there until the container is deleted, and has none of its streams.
     let words = ended.recv_timeout(PATIENCE).expect("the output's end");
     assert_eq!(words.expect("read"), "");
-    assert_eq!(host.status("web"), "stopped");
+    host.await_status("web", "stopped");
     host.ok(&["delete", "web"]);
     reader.join().expect("ended");
     host.assert_nothing_is_left();
@@ -513,7 +566,7 @@ fn a_member_joins_the_pod_of_its_sandbox_and_both_live_and_end_apart() {
     let host = Host::new();
     let sandbox = host.create("bundle", "infra");
     host.ok(&["start", "infra"]);
-    host.bundle("member", &["wait"], |config| {
+    let joins = |config: &mut Value| {
         config["annotations"] = json!({
             "io.kubernetes.cri-o.ContainerType": "container",
             "io.kubernetes.cri-o.SandboxID": "infra"
@@ -524,7 +577,8 @@ fn a_member_joins_the_pod_of_its_sandbox_and_both_live_and_end_apart() {
             {"type": "uts", "path": format!("/proc/{sandbox}/ns/uts")},
             {"type": "mount"}, {"type": "pid"}
         ]);
-    });
+    };
+    host.bundle("member", &["wait"], joins);
     let member = host.create("member", "app");
     host.ok(&["start", "app"]);
     let namespace = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/net")).expect("there");
@@ -532,6 +586,21 @@ fn a_member_joins_the_pod_of_its_sandbox_and_both_live_and_end_apart() {
     assert_eq!(host.ok(&["list", "-q"]), "app\ninfra\n");
     let owner = host.owner("infra");
     assert_eq!(owner, host.owner("app"), "one process for the pod");
+
+    // One that may use more than the machine of the pod has is refused, and nothing is left of it.
+    host.bundle("large", &["wait"], |config| {
+        joins(config);
+        config["linux"]["resources"] = json!({"memory": {"limit": 300 << 20}});
+    });
+    let large = host
+        .making(&["create", "--bundle", &host.text("large")], "large")
+        .output();
+    let large = String::from_utf8_lossy(&large.expect("starts").stderr).into_owned();
+    assert!(
+        large.contains("linux.resources.memory.limit in config.json is 300 MiB"),
+        "{large}"
+    );
+    assert_eq!(host.ok(&["list", "-q"]), "app\ninfra\n");
 
     host.ok(&["kill", "infra", "9"]);
     assert_eq!(ended(sandbox), 137);

@@ -10,15 +10,27 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use shim::{
     bundle::Bundle,
     id::{ContainerId, Namespace},
     pod::{self, Event, Input, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
-    sandbox::{Error, Files, Media, Plan, Purpose, Sandbox, Size, Surroundings, Trace},
+    sandbox::{Error, Files, Media, Pace, Plan, Purpose, Sandbox, Size, Surroundings, Trace},
 };
+use tokio::time::timeout;
+use vmm::control::Client;
 
 /// The tests look at this process's children, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
+
+/// How long an agent may be silent that is not waited for long.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory with everything that a sandbox is made from.
 struct Host {
@@ -68,6 +80,7 @@ impl Host {
             surroundings: Surroundings::default(),
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
+            pace: Pace::default(),
         }
     }
 
@@ -78,6 +91,31 @@ impl Host {
     async fn pod(&self) -> Arc<Pod> {
         let pod = Pod::start(self.plan(), &Trace::start()).await;
         pod.expect("started")
+    }
+
+    /// One whose agent may be silent for no more than a second.
+    async fn impatient_pod(&self) -> Arc<Pod> {
+        let plan = Plan {
+            pace: Pace {
+                quiet: Duration::from_millis(50),
+                tick: Duration::from_millis(50),
+                answer: Duration::from_millis(500),
+                silence: SILENCE,
+                work: Duration::from_secs(600),
+            },
+            ..self.plan()
+        };
+        let pod = Pod::start(plan, &Trace::start()).await;
+        pod.expect("started")
+    }
+
+    /// A started container in which the stand-in does as `args` say.
+    async fn started(&self, pod: &Pod, name: &str, args: &[&str]) -> ProcessId {
+        let new = self.container(name, args, Stdio::null());
+        let first = ProcessId::first(new.id.clone());
+        pod.create(new).await.expect("made");
+        pod.start_process(&first).await.expect("runs");
+        first
     }
 
     /// A container in which the stand-in does as `args` say.
@@ -352,6 +390,30 @@ async fn a_vmm_that_fails_is_told_with_its_words_and_nothing_is_left() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_vmm_whose_end_is_long_after_its_connections_is_told_with_its_words() {
+    // Longer than for a machine that has booted, whose calls have deadlines of their own.
+    let host = Host::with("hangup 6000 no memory");
+    let error = host.start().await.expect_err("failed");
+    assert!(matches!(error, Error::BootDeath { .. }), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("the VMM failed: no memory"), "{told}");
+    assert!(!told.contains("eof"), "{told}");
+    host.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_guest_that_breaks_off_while_its_vmm_lives_on_is_told_as_such() {
+    let host = Host::with("hangup 1000000 never");
+    let mut plan = host.plan();
+    plan.deadline = Duration::from_millis(300);
+    let error = Sandbox::start(plan, &Trace::start()).await;
+    let error = error.expect_err("failed");
+    assert!(matches!(error, Error::BootHangUp { .. }), "{error}");
+    assert!(error.to_string().contains("bulkhead check"), "{error}");
+    host.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_guest_that_never_boots_is_given_up_with_its_last_lines() {
     let host = Host::with("silent Kernel panic - not syncing");
     let mut plan = host.plan();
@@ -422,7 +484,7 @@ async fn a_vmm_that_is_killed_ends_all_waits_with_a_status_and_the_rest_still_an
     );
     let state = pod.state(&first()).expect("there");
     assert_eq!(state.status.word(), "stopped");
-    let why = pod.sandbox().death("running").expect("dead").to_string();
+    let why = pod.sandbox().failure("running").expect("dead").to_string();
     assert!(why.contains("the VMM was killed by signal 9"), "{why}");
     pod.delete(&first(), false).await.expect("deleted");
     pod.shutdown().await;
@@ -462,5 +524,75 @@ async fn a_second_sandbox_of_the_same_name_is_refused_and_the_first_lives_on() {
     let first = host.start().await.expect("started");
     let error = host.start().await.expect_err("refused");
     assert!(error.to_string().contains("already exists"), "{error}");
-    first.configure().await.expect("the first answers");
+    first.configure(None).await.expect("the first answers");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_agent_that_stands_still_is_found_and_ends_every_wait_with_the_reason() {
+    let host = Host::with("boot");
+    let pod = host.impatient_pod().await;
+    let mut events = pod.events();
+    let other = host.started(&pod, "other", &["wait"]).await;
+    let web = host.started(&pod, "web", &["stand"]).await;
+
+    let ends = async { tokio::join!(pod.wait(&web), pod.wait(&other)) };
+    let (web_end, other_end) = timeout(PATIENCE, ends).await.expect("both end");
+    assert_eq!(web_end.expect("ended").status, 137);
+    assert_eq!(other_end.expect("ended").status, 137);
+
+    let reason = pod.sandbox().failure("running the pod").expect("a failure");
+    let reason = reason.to_string();
+    assert!(
+        reason.contains("the agent has not answered for 1 s, while the virtual machine ran"),
+        "{reason}"
+    );
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    let exits =
+        told.filter(|event| matches!(event, Event::Exit { exit, .. } if exit.status == 137));
+    assert_eq!(exits.count(), 2);
+    for process in [&web, &other] {
+        assert_eq!(pod.state(process).expect("there").status.word(), "stopped");
+        pod.delete(process, false).await.expect("deleted");
+    }
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
+}
+
+/// Leaves a pod to itself for so long that an agent would be dead, and asks it to end by a signal.
+async fn lives_on(pod: &Pod, process: &ProcessId, go_on: impl FnOnce()) {
+    tokio::time::sleep(3 * SILENCE).await;
+    assert!(!pod.sandbox().has_ended(), "it was ended");
+    go_on();
+    pod.kill(process, 15, false).await.expect("sent");
+    assert_eq!(pod.wait(process).await.expect("ended").status, 143);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_machine_that_is_stopped_from_outside_is_left_alone_and_goes_on() {
+    let host = Host::with("boot");
+    let pod = host.impatient_pod().await;
+    let web = host.started(&pod, "web", &["wait"]).await;
+    let vmm = Pid::from_raw(pod.sandbox().vmm_pid() as i32);
+    kill(vmm, Signal::SIGSTOP).expect("stopped");
+    lives_on(&pod, &web, || kill(vmm, Signal::SIGCONT).expect("goes on")).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_machine_that_is_paused_is_left_alone_and_goes_on() {
+    let host = Host::with("boot");
+    let pod = host.impatient_pod().await;
+    let web = host.started(&pod, "web", &["wait"]).await;
+    let mut vmm = Client::connect(&pod.sandbox().path().join("vmm.sock")).expect("connected");
+    vmm.pause().expect("paused");
+    lives_on(&pod, &web, || vmm.resume().expect("resumed")).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_agent_that_is_at_work_is_waited_for() {
+    let host = Host::with("boot");
+    let pod = host.impatient_pod().await;
+    // It answers nothing meanwhile.
+    let web = host.started(&pod, "web", &["work", "3"]).await;
+    lives_on(&pod, &web, || {}).await;
 }

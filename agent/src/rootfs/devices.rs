@@ -83,7 +83,8 @@ pub(super) fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<(), Error> {
 fn bind_device(root: BorrowedFd<'_>, device: &Device) -> Result<(), Error> {
     let bind = || {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let source = nix::fcntl::open(device.path.as_str(), flags, Mode::empty())?;
+        let path = device.guest.as_ref().unwrap_or(&device.path);
+        let source = nix::fcntl::open(path.as_str(), flags, Mode::empty())?;
         mounts::bind_file(root, source.as_fd(), &device.path)
     };
     bind().map_err(doing(format!("show the guest's device {}", device.path)))

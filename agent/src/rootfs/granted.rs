@@ -172,8 +172,12 @@ fn map(tree: &OwnedFd, recursive: bool, ids: &Mappings) -> std::io::Result<()> {
 fn root(source: &Source, scratch: &Scratch, ids: &Mappings) -> Result<OwnedFd, Error> {
     match source {
         Source::Directory(path) => directory(path),
-        Source::Block { device, filesystem } => {
-            let tree = block(device, filesystem, super::Writes::IfPossible)?;
+        Source::Block {
+            device,
+            filesystem,
+            options,
+        } => {
+            let tree = block(device, filesystem, super::Writes::IfPossible, options)?;
             map(&tree, false, ids).map_err(doing("map the ids of the root"))?;
             Ok(tree)
         }

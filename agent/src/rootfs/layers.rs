@@ -122,7 +122,7 @@ impl Layer {
         let tree = match self {
             Self::Directory(path) => directory(path)?,
             Self::Block { device, filesystem } => {
-                let tree = block(device, filesystem, Writes::Never)?;
+                let tree = block(device, filesystem, Writes::Never, &[])?;
                 if let Some(users) = users {
                     sys::id_map(tree.as_fd(), false, users)
                         .map_err(doing("map the ids of a lower layer"))?;
@@ -147,7 +147,9 @@ impl Upper {
                     tmpfs.mount(0)
                 })
                 .map_err(doing("make the upper layer")),
-            Self::Block { device, filesystem } => block(device, filesystem, Writes::IfPossible),
+            Self::Block { device, filesystem } => {
+                block(device, filesystem, Writes::IfPossible, &[])
+            }
         }?;
         attach(tree.as_fd(), &scratch.upper).map_err(doing("attach the upper layer"))?;
         let directories = ["changes", "work"].map(|name| format!("{}/{name}", scratch.upper));

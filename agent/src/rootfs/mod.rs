@@ -97,6 +97,8 @@ pub(crate) enum Source {
         device: String,
         /// The file system's type.
         filesystem: String,
+        /// Options of its mount.
+        options: Vec<String>,
     },
     /// Read-only layers under a writable one.
     Layers(Layers),
@@ -231,7 +233,11 @@ fn hold_back_propagation() -> io::Result<()> {
 fn open_root(source: &Source, scratch: &Scratch) -> Result<OwnedFd, Error> {
     match source {
         Source::Directory(path) => directory(path),
-        Source::Block { device, filesystem } => block(device, filesystem, Writes::IfPossible),
+        Source::Block {
+            device,
+            filesystem,
+            options,
+        } => block(device, filesystem, Writes::IfPossible, options),
         Source::Layers(layers) => layers.mount(scratch, None),
     }
 }
@@ -263,19 +269,36 @@ enum Writes {
     Never,
 }
 
-fn block(device: &str, filesystem: &str, writes: Writes) -> Result<OwnedFd, Error> {
+/// Mounts the file system of a device, with options as `mount -o` takes them.
+fn block(
+    device: &str,
+    filesystem: &str,
+    writes: Writes,
+    given: &[String],
+) -> Result<OwnedFd, Error> {
+    let given =
+        options::parse(given.iter().map(String::as_str)).map_err(|option| Error::Option {
+            option: option.to_owned(),
+            destination: "/".into(),
+        })?;
     let mut options = vec![("source", Some(device))];
+    options.extend(
+        given
+            .data
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_deref())),
+    );
     if filesystem == "erofs" && device.starts_with("/dev/pmem") {
         mounts::tell_read_only(device);
         // What is memory already is not copied into the guest's.
         options.push(("dax", Some("always")));
     }
-    let read_only = writes == Writes::Never || mounts::is_read_only(device);
-    let mut attr = 0;
-    if read_only {
+    let mut attr = given.attr.set;
+    let asked = attr & libc::MOUNT_ATTR_RDONLY != 0;
+    if asked || writes == Writes::Never || mounts::is_read_only(device) {
         // The file system must know it as well: the kernel opens the device as it asks.
         options.push(("ro", None));
-        attr = libc::MOUNT_ATTR_RDONLY;
+        attr |= libc::MOUNT_ATTR_RDONLY;
     }
     mounts::filesystem(filesystem, &options, attr).map_err(|(source, hint)| Error::Mount {
         what: format!("{filesystem} of {device}"),

@@ -114,6 +114,7 @@ pub(super) fn mount(
     mounted.map_err(|(error, hint)| Error::Mount {
         what: match (source(mount), &mount.kind) {
             ("", Some(kind)) => kind.clone(),
+            (device, Some(kind)) if device.starts_with("/dev/") => format!("{kind} of {device}"),
             (source, _) => source.to_owned(),
         },
         destination: mount.destination.clone(),

@@ -218,19 +218,23 @@ mod tests {
 
     #[test]
     fn every_option_of_other_runtimes_is_understood() {
-        let all = "acl async atime bind defaults dev diratime dirsync exec iversion lazytime loud \
-                   mand noacl noatime nodev nodiratime noexec noiversion nolazytime nomand \
-                   norelatime nostrictatime nosuid nosymfollow private rbind relatime remount ro \
-                   rprivate rshared rslave runbindable rw shared silent slave strictatime suid \
-                   symfollow sync unbindable rro rrw rnosuid rsuid rnodev rdev rnoexec rexec \
-                   rnodiratime rdiratime rrelatime rnorelatime rnoatime ratime rstrictatime \
-                   rnostrictatime rnosymfollow rsymfollow tmpcopyup idmap ridmap";
-        let options = parse(all.split_whitespace()).unwrap();
+        let options = parse(protocol::MOUNT_OPTIONS.iter().copied()).unwrap();
         let data: Vec<_> = options.data.iter().map(|(key, _)| key.as_str()).collect();
         assert!(data.iter().all(|key| WHOLE.contains(key)), "{data:?}");
         assert_eq!(options.not_of_a_bind(), None);
         assert!(options.remount && options.copy_up);
         assert_eq!(options.id_map, Some(IdMap::All));
+    }
+
+    #[test]
+    fn clients_are_told_of_every_option() {
+        let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name);
+        let propagation = PROPAGATION.iter().map(|(name, ..)| *name);
+        let all = attributes.chain(propagation).chain(NOTHING.iter().copied());
+        for name in all.chain(WHOLE.iter().copied()) {
+            assert!(protocol::MOUNT_OPTIONS.contains(&name), "{name}");
+        }
+        assert!(protocol::MOUNT_OPTIONS.is_sorted());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Messages become the agent's types, and its types messages.
 
 use protocol::{
-    StreamId,
+    Disk, StreamId,
     agent::{self as message, event, root_filesystem},
 };
 
@@ -9,6 +9,7 @@ use super::Error;
 use crate::{
     cgroup::{self, Pressure, Stall, Stats},
     container::{Layer, Layers, LifeState, Source, State, StreamIds, Upper},
+    disks::{self, HostDevice},
     events::{Event, What},
     guest,
     processes::Details,
@@ -38,10 +39,23 @@ pub(super) fn source(root: Option<message::RootFilesystem>) -> Result<Source, Er
         Some(root_filesystem::Source::Block(block)) => Ok(Source::Block {
             device: block.device,
             filesystem: block.filesystem,
+            options: block.options,
         }),
         Some(root_filesystem::Source::Layers(root)) => Ok(Source::Layers(layers(root))),
         Some(_) | None => Err(Error::NoRoot),
     }
+}
+
+pub(super) fn devices(devices: &[message::HostDevice]) -> Result<Vec<HostDevice>, Error> {
+    let device = |device: &message::HostDevice| {
+        let slot = u8::try_from(device.slot).ok().and_then(Disk::in_slot);
+        Ok(HostDevice {
+            major: device.major.into(),
+            minor: device.minor.into(),
+            disk: slot.ok_or(disks::Error::Slot(device.slot))?,
+        })
+    };
+    devices.iter().map(device).collect()
 }
 
 fn layers(root: message::LayeredRoot) -> Layers {

@@ -19,6 +19,7 @@ use crate::{
     boot::Power,
     causes,
     container::{self, Containers, Create, First},
+    disks,
     guest::{self, Guest},
     id::{self, ContainerId, ExecId},
     network::{self, Network},
@@ -42,6 +43,9 @@ pub enum Error {
     /// What it asks of the network.
     #[error(transparent)]
     Network(#[from] network::Error),
+    /// A disk that it names.
+    #[error(transparent)]
+    Disk(#[from] disks::Error),
     /// What it asks of a container.
     #[error(transparent)]
     Container(#[from] container::Error),
@@ -84,9 +88,11 @@ fn code(error: &Error) -> Code {
         Error::Id(_) | Error::Spec(_) | Error::AllOfOne | Error::NoRoot => Code::INVALID_ARGUMENT,
         Error::Guest(error) => match error {
             guest::Error::Step { .. } => Code::INTERNAL,
+            guest::Error::Disk(error) => disk(error),
             guest::Error::Again | guest::Error::Version(_) => Code::FAILED_PRECONDITION,
             _ => Code::INVALID_ARGUMENT,
         },
+        Error::Disk(error) => disk(error),
         Error::Network(error) => match error {
             network::Error::Bad(_) => Code::INVALID_ARGUMENT,
             network::Error::NoCard { .. } => Code::NOT_FOUND,
@@ -122,6 +128,15 @@ fn code(error: &Error) -> Code {
                 Code::INTERNAL
             }
         },
+    }
+}
+
+fn disk(error: &disks::Error) -> Code {
+    match error {
+        disks::Error::None { .. } => Code::NOT_FOUND,
+        disks::Error::Slot(_) => Code::INVALID_ARGUMENT,
+        disks::Error::Busy { .. } => Code::FAILED_PRECONDITION,
+        disks::Error::Step { .. } => Code::INTERNAL,
     }
 }
 
@@ -170,7 +185,8 @@ impl Agent for Service {
     ) -> ttrpc::Result<message::CreateContainerResponse> {
         answer(async {
             let id = ContainerId::parse(&request.container_id)?;
-            let create = if request.placeholder {
+            let devices = convert::devices(&request.devices)?;
+            let mut create = if request.placeholder {
                 Create {
                     id,
                     bundle: request.bundle,
@@ -188,6 +204,8 @@ impl Agent for Service {
                     }),
                 }
             };
+            let source = create.first.as_mut().map(|first| &mut first.source);
+            disks::settle(&mut create.spec, source, &devices)?;
             let pid = self.containers.create(create).await?;
             Ok(message::CreateContainerResponse {
                 pid,
@@ -421,7 +439,7 @@ impl Agent for Service {
         request: message::RescanDevicesRequest,
     ) -> ttrpc::Result<message::Empty> {
         answer(async {
-            guest::rescan_devices(&request.removed)?;
+            guest::rescan_devices(&request.removed).await?;
             Ok(message::Empty::default())
         })
         .await
@@ -444,6 +462,10 @@ impl Agent for Service {
             })
         })
         .await
+    }
+
+    async fn ping(&self, _: &TtrpcContext, _: message::Empty) -> ttrpc::Result<message::Empty> {
+        Ok(message::Empty::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: message::Empty) -> ttrpc::Result<message::Empty> {

@@ -122,6 +122,9 @@ pub struct Device {
     pub uid: Option<u32>,
     /// The group.
     pub gid: Option<u32>,
+    /// The guest's own file of it, if it was plugged in for the container.
+    #[serde(skip)]
+    pub guest: Option<String>,
 }
 
 /// `linux.resources`.

@@ -1,6 +1,6 @@
 //! A list that may be absent or `null`, as Go programs write empty ones.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 use serde::{Deserialize, Deserializer};
 
@@ -18,6 +18,12 @@ impl<T> Deref for List<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.0
+    }
+}
+
+impl<T> DerefMut for List<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
     }
 }
 

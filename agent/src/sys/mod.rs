@@ -32,7 +32,8 @@ pub(crate) use schedule::{
     set_personality, set_scheduler,
 };
 pub(crate) use socket::{
-    accept, arrange, arranged, become_stdio, exit_now, is_open, loopback_up, receive, splice, watch,
+    accept, arrange, arranged, become_stdio, exit_now, is_open, loopback_up, receive, splice,
+    wait_for_peer, watch,
 };
 pub(crate) use terminal::{open_peer, set_controlling, set_size, terminal_number, unlock};
 

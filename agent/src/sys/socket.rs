@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -104,6 +105,27 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fd = checked(fd.into())?;
     // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Has a vsock socket wait that long for its peer to answer a connection, rather than 2 seconds.
+pub(crate) fn wait_for_peer(socket: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
+    // SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h, with the old kind of time.
+    const CONNECT_TIMEOUT: libc::c_int = 6;
+    let time = libc::timeval {
+        tv_sec: time.as_secs().cast_signed(),
+        tv_usec: time.subsec_micros().into(),
+    };
+    // SAFETY: the kernel reads as many bytes as a timeval has from the address of one.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const time).cast(),
+            size_of_val(&time) as libc::socklen_t,
+        )
+    };
+    checked(answer.into()).map(drop)
 }
 
 /// Receives one packet, with one descriptor if it carries one; without waiting when the socket

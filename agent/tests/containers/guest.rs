@@ -147,6 +147,12 @@ impl Guest {
         text.split_whitespace().filter(|pid| is_zombie(pid)).count()
     }
 
+    pub(crate) async fn ping(&self) {
+        let context = context::with_timeout(5_000_000_000);
+        let answered = self.client().ping(context, &message::Empty::new()).await;
+        answered.expect("a sign of life");
+    }
+
     pub(crate) async fn agent_rss_kib(&self) -> u64 {
         let context = context::with_timeout(5_000_000_000);
         let stats = self

@@ -40,6 +40,7 @@ stories! {
     a_device_file_of_the_image_is_of_no_use,
     an_exec_that_can_make_device_files_is_held_to_the_rules,
     root_of_a_user_namespace_is_somebody_else_outside,
+    the_agent_gives_a_sign_of_life_while_it_is_waited_for,
     the_agent_stays_small,
 }
 
@@ -558,6 +559,21 @@ async fn a_block_root_that_is_not_there_is_told(guest: &Guest) {
         text.starts_with("cannot mount ext4 of /dev/nowhere on /"),
         "{text}"
     );
+}
+
+async fn the_agent_gives_a_sign_of_life_while_it_is_waited_for(guest: &Guest) {
+    guest
+        .create_with("c", &spec(&["sleep", "100"]), message::Streams::new())
+        .await
+        .unwrap();
+    guest.start_process("c", "").await.unwrap();
+    tokio::select! {
+        biased;
+        ended = guest.wait("c", "") => panic!("{ended:?}"),
+        () = guest.ping() => {}
+    }
+    guest.signal("c", 9, false).await.unwrap();
+    assert_eq!(guest.wait("c", "").await.unwrap().exit_status, 137);
 }
 
 async fn the_agent_stays_small(guest: &Guest) {

@@ -4,7 +4,7 @@
 use protocol::{Namespace, POD_SHM};
 use serde_json::{Map, Value, json};
 
-use super::{Bundle, Role, Source};
+use super::{BlockDevice, Bundle, Role, Source};
 use crate::id::ContainerId;
 
 /// `config.json`, rewritten for the guest.
@@ -16,6 +16,8 @@ pub struct GuestSpec(Value);
 pub struct Places {
     /// The root file system.
     pub root: String,
+    /// Whether nothing can be written to it, whatever the configuration says.
+    pub root_read_only: bool,
     /// Directories and files, by their number among the configuration's `mounts`.
     pub volumes: Vec<(usize, String)>,
 }
@@ -25,11 +27,12 @@ impl Bundle {
     pub fn for_guest(&self, places: &Places, terminal_size: Option<(u16, u16)>) -> GuestSpec {
         let mut config = self.config.clone();
         rewrite(&mut config, places, terminal_size);
+        give(&mut config, &self.devices);
         for volume in &self.volumes {
             let source = match &volume.source {
                 Source::Memory { .. } => POD_SHM,
                 Source::Device { path } => path,
-                Source::Shared { .. } => continue,
+                Source::Shared { .. } | Source::Disk(_) => continue,
             };
             config["mounts"][volume.index]["source"] = json!(source);
         }
@@ -51,8 +54,16 @@ impl GuestSpec {
 /// stay as they are.
 fn rewrite(config: &mut Value, places: &Places, terminal_size: Option<(u16, u16)>) {
     config["root"]["path"] = json!(places.root);
+    if places.root_read_only {
+        config["root"]["readonly"] = json!(true);
+    }
     for (index, path) in &places.volumes {
-        config["mounts"][index]["source"] = json!(path);
+        let mount = &mut config["mounts"][index];
+        mount["source"] = json!(path);
+        if let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) {
+            // An image file is a disk in the guest.
+            options.retain(|option| option != "loop");
+        }
     }
     let Some(object) = config.as_object_mut() else {
         return;
@@ -73,6 +84,20 @@ fn rewrite(config: &mut Value, places: &Places, terminal_size: Option<(u16, u16)
             namespaces.retain(|namespace| namespace["type"] != "network");
         }
     }
+}
+
+/// Of the block devices stay those that the container gets.
+fn give(config: &mut Value, given: &[BlockDevice]) {
+    let devices = config.pointer_mut("/linux/devices");
+    let Some(devices) = devices.and_then(Value::as_array_mut) else {
+        return;
+    };
+    let is_given = |device: &Value| {
+        let number = (device["major"].as_u64(), device["minor"].as_u64());
+        let same = |given: &BlockDevice| (Some(given.major.into()), Some(given.minor.into()));
+        given.iter().any(|given| same(given) == number)
+    };
+    devices.retain(|device| device["type"] != "b" || is_given(device));
 }
 
 /// A process as the guest's agent gets it.
@@ -119,7 +144,7 @@ mod tests {
     fn places() -> Places {
         Places {
             root: "/run/bulkhead/shared/0/rootfs".to_owned(),
-            volumes: Vec::new(),
+            ..Places::default()
         }
     }
 
@@ -176,6 +201,35 @@ mod tests {
         rewrite(&mut config, &places, None);
         let expected = json!([{"source": "proc"}, {"source": "/run/bulkhead/shared/0/mounts/1"}]);
         assert_eq!(config["mounts"], expected);
+    }
+
+    #[test]
+    fn an_image_file_is_no_loop_device_in_the_guest() {
+        let mut config = json!({"root": {}, "mounts": [
+            {"type": "ext4", "source": "/i.img", "options": ["loop", "ro"]}]});
+        let places = Places {
+            volumes: vec![(0, "/run/bulkhead/disks/9".to_owned())],
+            root_read_only: true,
+            ..places()
+        };
+        rewrite(&mut config, &places, None);
+        assert_eq!(config["mounts"][0]["options"], json!(["ro"]));
+        assert_eq!(config["root"]["readonly"], json!(true));
+    }
+
+    #[test]
+    fn disks_of_the_host_that_the_container_does_not_get_are_left_out() {
+        let device = |kind, major, minor| json!({"type": kind, "path": "/dev/x", "major": major, "minor": minor});
+        let mut config = json!({"linux": {"devices": [
+            device("b", 7, 0), device("b", 8, 0), device("c", 8, 0)]}});
+        let given = BlockDevice {
+            major: 7,
+            minor: 0,
+            read_only: true,
+        };
+        give(&mut config, &[given]);
+        let left = json!([device("b", 7, 0), device("c", 8, 0)]);
+        assert_eq!(config["linux"]["devices"], left);
     }
 
     #[test]

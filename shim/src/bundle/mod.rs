@@ -13,18 +13,20 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::stat::Mode,
 };
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use serde_json::Value;
 
+mod disk;
 mod guest;
 mod role;
 mod size;
 mod volume;
 
+pub use disk::{BlockDevice, Disk, is_of_disk};
 pub(crate) use guest::process_for_guest;
 pub use guest::{GuestSpec, Places};
 pub use role::Role;
-pub use size::{Error as SizeError, POD_MEMORY, Request as SizeRequest, limit_mib, size};
+pub use size::{Error as SizeError, Request as SizeRequest, fits, size};
 pub use volume::{Source, Volume};
 
 use crate::{
@@ -114,6 +116,19 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A block device that is not there.
+    #[error(
+        "linux.devices names the block device {major}:{minor} as {}, which this host does not have",
+        path.display()
+    )]
+    Device {
+        /// The container's path.
+        path: PathBuf,
+        /// Its number.
+        major: u32,
+        /// Its number.
+        minor: u32,
+    },
     /// An annotation names a sandbox that cannot be one.
     #[error("the annotation {key} names no sandbox")]
     Sandbox {
@@ -143,6 +158,7 @@ pub struct Bundle {
     root: OwnedFd,
     role: Role,
     volumes: Vec<Volume>,
+    devices: Vec<BlockDevice>,
 }
 
 impl Bundle {
@@ -173,6 +189,7 @@ impl Bundle {
             source,
         })?;
         let volumes = volume::of(&spec, &path)?;
+        let devices = disk::devices(&spec)?;
         Ok(Self {
             path,
             config,
@@ -181,6 +198,7 @@ impl Bundle {
             root,
             role,
             volumes,
+            devices,
         })
     }
 
@@ -192,6 +210,14 @@ impl Bundle {
     /// Where its root file system lies.
     pub fn root_path(&self) -> &Path {
         &self.root_path
+    }
+
+    /// The network namespace that the pod is to be in; none is a fresh one.
+    pub fn network_path(&self) -> Option<&Path> {
+        let namespaces = self.spec.linux().as_ref()?.namespaces().as_ref()?;
+        let network = |namespace: &&LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
+        let path = namespaces.iter().find(network)?.path().as_deref()?;
+        Some(path).filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The configuration, typed.
@@ -212,6 +238,30 @@ impl Bundle {
     /// What of the host is mounted in the container.
     pub fn volumes(&self) -> &[Volume] {
         &self.volumes
+    }
+
+    /// What of the host is bound at a place in the container.
+    pub fn mounted_at(&self, destination: &str) -> Option<PathBuf> {
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        let is_there = |mount: &&oci_spec::runtime::Mount| {
+            mount.destination() == Path::new(destination) && volume::is_bind(mount)
+        };
+        let source = mounts.iter().rfind(is_there)?.source().as_ref()?;
+        Some(self.path.join(source))
+    }
+
+    /// The size of its /dev/shm in bytes, if that is one that containers of a pod share.
+    pub fn shm_bytes(&self) -> Option<u64> {
+        let memory = |volume: &Volume| match volume.source {
+            Source::Memory { bytes } => Some(bytes),
+            _ => None,
+        };
+        self.volumes.iter().find_map(memory)
+    }
+
+    /// The block devices of the host that the container gets.
+    pub fn devices(&self) -> &[BlockDevice] {
+        &self.devices
     }
 
     /// Whether the process is to have a terminal.

@@ -26,7 +26,7 @@ const DEFAULT_MEMORY_MIB: u64 = 256;
 const POD_MEMORY_MIB: u64 = 1024;
 
 /// The memory of all containers of a pod.
-pub const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 /// The CPU time of all containers of a pod: of each period, or as shares.
 const POD_CPU: [&str; 3] = [
@@ -96,6 +96,16 @@ pub enum Error {
         /// The limit.
         limit: i64,
     },
+    /// A member of a pod that may use more than all of the pod has.
+    #[error(
+        "linux.resources.memory.limit in config.json is {limit_mib} MiB, and the machine of the pod has {memory_mib} MiB: give less, or give the pod itself a limit, which sizes its machine (linux.resources.memory.limit of its sandbox, or the annotation {POD_MEMORY})"
+    )]
+    AbovePod {
+        /// The member's.
+        limit_mib: u64,
+        /// The machine's.
+        memory_mib: u64,
+    },
 }
 
 /// The size of the machine for a container, on a host with `host_mib` of memory.
@@ -131,8 +141,23 @@ pub fn size(spec: &Spec, role: &Role, request: Request, host_mib: u64) -> Result
     }
 }
 
+/// Refuses a member of a pod that may use more memory than the pod's machine has: the limit would
+/// never be reached, and whoever relies on it would find other members killed.
+///
+/// # Errors
+/// When it does not fit, or is no limit.
+pub fn fits(spec: &Spec, role: &Role, memory_mib: u64) -> Result<(), Error> {
+    match (role, limit_mib(spec)?) {
+        (Role::Member { .. }, Some(limit_mib)) if limit_mib > memory_mib => Err(Error::AbovePod {
+            limit_mib,
+            memory_mib,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The memory that config.json or the pod's annotation allows.
-pub fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
+fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
     let resources = spec
         .linux()
         .as_ref()
@@ -232,6 +257,23 @@ mod tests {
             error.to_string().contains("sandbox-memory is \"much\""),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_member_may_use_what_its_pods_machine_has_and_no_more() {
+        let sandbox = crate::id::ContainerId::parse("infra").expect("a name");
+        let member = Role::Member { sandbox };
+        let limit = |mib: i64| spec(json!({"memory": {"limit": mib << 20}}));
+        assert_eq!(fits(&limit(256), &member, 256), Ok(()));
+        assert_eq!(fits(&spec(json!({})), &member, 256), Ok(()));
+        let error = fits(&limit(257), &member, 256).expect_err("refused");
+        let words = error.to_string();
+        assert!(
+            words.contains("is 257 MiB") && words.contains("has 256 MiB"),
+            "{words}"
+        );
+        // The one whose machine it is has been asked already how large it is to be.
+        assert_eq!(fits(&limit(257), &Role::First, 256), Ok(()));
     }
 
     #[test]

@@ -19,7 +19,10 @@ use nix::{
 };
 use oci_spec::runtime::{Mount, Spec};
 
-use super::Error;
+use super::{
+    Error,
+    disk::{self, Disk},
+};
 use crate::{
     sandbox::{Given, ReadOnly},
     text,
@@ -52,6 +55,8 @@ pub enum Source {
         /// Its size.
         bytes: u64,
     },
+    /// A file system on a block device or in an image file, which the guest mounts.
+    Disk(Disk),
     /// A device that every guest has, too.
     Device {
         /// Its path there.
@@ -62,15 +67,31 @@ pub enum Source {
 /// The volumes of `spec`; relative sources are relative to the bundle.
 pub(super) fn of(spec: &Spec, bundle: &Path) -> Result<Vec<Volume>, Error> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let binds = mounts
-        .iter()
-        .enumerate()
-        .filter(|(_, mount)| is_bind(mount));
-    let volume = |(index, mount): (usize, &Mount)| {
-        let source = open(mount, bundle)?;
-        Ok(Volume { index, source })
+    let source = |mount: &Mount| match mount.typ().as_deref() {
+        _ if is_bind(mount) => open(mount, bundle).map(Some),
+        Some(kind) if disk::is_of_disk(kind) || disk::is_unknown(kind) => {
+            find_disk(mount, kind, bundle).map(Source::Disk).map(Some)
+        }
+        _ => Ok(None),
     };
-    binds.map(volume).collect()
+    let volumes = mounts.iter().enumerate().map(|(index, mount)| {
+        let source = source(mount)?;
+        Ok(source.map(|source| Volume { index, source }))
+    });
+    volumes.filter_map(Result::transpose).collect()
+}
+
+fn find_disk(mount: &Mount, kind: &str, bundle: &Path) -> Result<Disk, Error> {
+    let path = bundle.join(mount.source().as_deref().unwrap_or(Path::new("")));
+    let found = match disk::is_of_disk(kind) {
+        true => Disk::find(&path, has(mount, &["ro"])).map_err(|error| text::chain(&error)),
+        false => Err(disk::advice(kind)),
+    };
+    found.map_err(|problem| Error::Volume {
+        source_path: path,
+        destination: mount.destination().clone(),
+        problem,
+    })
 }
 
 /// Whether a mount takes a file or directory of the host.

@@ -4,12 +4,17 @@
 //! made: who comes later and finds it can undo what a killed process left.
 
 use std::{
+    io,
     net::IpAddr,
+    panic,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::{runtime, time::timeout};
 
 use super::{
     network::{self, Network},
@@ -20,6 +25,15 @@ use super::{
 /// Why a container is not attached, or not detached.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There was no more time for it.
+    #[error("the CNI plug-ins did not undo the container's networks within {seconds} s")]
+    Hurry {
+        /// The time.
+        seconds: u64,
+    },
+    /// They cannot be waited for.
+    #[error("cannot wait for CNI plug-ins")]
+    Wait(#[source] io::Error),
     /// A plug-in.
     #[error(
         "cannot {doing} the container's {interface} {} the network {network:?}",
@@ -102,11 +116,12 @@ impl Attached {
     /// Makes it.
     ///
     /// # Errors
-    /// When a plug-in fails. What the ones before it made stays until it is undone.
-    pub fn add(&mut self) -> Result<(), Error> {
+    /// When a plug-in fails. What the ones before it made stays until it is undone, and so does
+    /// what there is when nobody waits for this any more.
+    pub async fn add(&mut self) -> Result<(), Error> {
         for plugin in &self.network.plugins {
             let config = self.config(plugin, self.result.as_ref());
-            let result = self.call("ADD", plugin, &config);
+            let result = self.call("ADD", plugin, &config).await;
             self.result = Some(result.map_err(|source| self.failed("attach", source))?);
         }
         Ok(())
@@ -116,11 +131,11 @@ impl Attached {
     ///
     /// # Errors
     /// When a plug-in fails; the others are called all the same.
-    pub fn remove(&self) -> Result<(), Error> {
+    pub async fn remove(&self) -> Result<(), Error> {
         let mut failure = None;
         for plugin in self.network.plugins.iter().rev() {
             let config = self.config(plugin, self.result.as_ref());
-            if let Err(source) = self.call("DEL", plugin, &config) {
+            if let Err(source) = self.call("DEL", plugin, &config).await {
                 failure.get_or_insert(source);
             }
         }
@@ -161,7 +176,7 @@ impl Attached {
         config.into()
     }
 
-    fn call(
+    async fn call(
         &self,
         command: &'static str,
         plugin: &serde_json::Map<String, Value>,
@@ -174,7 +189,7 @@ impl Attached {
             interface: &self.interface,
         };
         let name = plugin.get("type").and_then(Value::as_str).unwrap_or("");
-        self.plugins.call(name, &call, config)
+        self.plugins.call(name, &call, config).await
     }
 
     fn failed(&self, doing: &'static str, source: plugin::Error) -> Error {
@@ -185,6 +200,44 @@ impl Attached {
             source: Box::new(source),
         }
     }
+}
+
+/// Undoes these, one after the other, while nothing else is done here; if `patience` is given, in
+/// that time.
+///
+/// # Errors
+/// As [`Attached::remove`], or when time is over. Those that follow stay.
+pub fn remove_now<'a>(
+    all: impl Iterator<Item = &'a Attached> + Send,
+    patience: Option<Duration>,
+) -> Result<(), Error> {
+    let removing = async {
+        for attached in all {
+            attached.remove().await?;
+        }
+        Ok(())
+    };
+    let removed = async {
+        match patience {
+            None => removing.await,
+            Some(patience) => timeout(patience, removing)
+                .await
+                .unwrap_or(Err(Error::Hurry {
+                    seconds: patience.as_secs(),
+                })),
+        }
+    };
+    // The calling thread may serve a runtime, in which nothing can be waited for like this.
+    let run = || {
+        let mut runtime = runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().map_err(Error::Wait)?;
+        runtime.block_on(removed)
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, run);
+        let ended = thread.map_err(Error::Wait)?.join();
+        ended.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    })
 }
 
 #[cfg(test)]
@@ -198,8 +251,8 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    #[test]
-    fn plug_ins_are_called_in_order_and_back_with_what_was_answered() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn plug_ins_are_called_in_order_and_back_with_what_was_answered() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let note = format!("echo $CNI_COMMAND $0 $(cat) >> {}", log.display());
@@ -217,14 +270,12 @@ mod tests {
         let place = ("c", Path::new("/n"));
         let mut attached = Attached::new(network, place, "eth0".to_owned()).with(ports, plugins);
         attached.check().unwrap();
-        attached.add().unwrap();
+        attached.add().await.unwrap();
         assert_eq!(attached.addresses(), [("10.0.0.9".parse().unwrap(), None)]);
         // as the next process finds it
         let text = serde_json::to_string(&attached).unwrap();
-        serde_json::from_str::<Attached>(&text)
-            .unwrap()
-            .remove()
-            .unwrap();
+        let attached: Attached = serde_json::from_str(&text).unwrap();
+        attached.remove().await.unwrap();
 
         let log = fs::read_to_string(log).unwrap();
         let lines: Vec<_> = log.lines().collect();
@@ -248,8 +299,8 @@ mod tests {
         assert!(lines[3].contains("10.0.0.9/8"));
     }
 
-    #[test]
-    fn all_plug_ins_are_called_to_detach_whoever_fails() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn all_plug_ins_are_called_to_detach_whoever_fails() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let first = format!("echo first >> {}", log.display());
@@ -261,11 +312,26 @@ mod tests {
         fs::rename(directory.path().join("one"), directory.path().join("three")).unwrap();
         assert!(attached.check().is_err());
         fs::rename(directory.path().join("three"), directory.path().join("one")).unwrap();
-        let error = attached.remove().unwrap_err().to_string();
+        let error = attached.remove().await.unwrap_err().to_string();
         assert!(
             error.contains("detach") && error.contains("\"n\""),
             "{error}"
         );
         assert_eq!(fs::read_to_string(log).unwrap(), "first\n");
+    }
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_must_be_undone_at_once_is_given_up_after_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let plugins = scripts(directory.path(), &[("one", "true"), ("two", "sleep 1000")]);
+        let attached = |plugin: &str| {
+            let network = network(json!([{"type": plugin}]));
+            let place = ("c", Path::new("/n"));
+            Attached::new(network, place, "eth0".to_owned()).with(Vec::new(), plugins.clone())
+        };
+        let patience = Some(Duration::from_secs(1));
+        let (one, two) = (attached("one"), attached("two"));
+        remove_now([&one].into_iter(), Some(Duration::from_secs(50))).unwrap();
+        let error = remove_now([&one, &two].into_iter(), patience).unwrap_err();
+        assert!(matches!(error, Error::Hurry { seconds: 1 }), "{error}");
     }
 }

@@ -12,7 +12,7 @@ pub mod network;
 pub mod plugin;
 pub mod port;
 
-pub use attachment::{Attached, Error};
+pub use attachment::{Attached, Error, remove_now};
 pub use network::Network;
 pub use plugin::Plugins;
 pub use port::{Port, Reserved};

@@ -5,17 +5,21 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Read, Seek, Write},
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::Signal,
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
 };
 use serde_json::Value;
+use tokio::{io::unix::AsyncFd, time::timeout};
 
 use crate::{sys, text::printable};
 
@@ -101,8 +105,14 @@ pub(super) struct Call<'a> {
 }
 
 impl Plugins {
-    /// Calls one and returns its answer; one that says nothing answers nothing.
-    pub(super) fn call(&self, name: &str, call: &Call<'_>, config: &Value) -> Result<Value, Error> {
+    /// Calls one and returns its answer; one that says nothing answers nothing. If it is not waited
+    /// for any more, it is killed with all that it started.
+    pub(super) async fn call(
+        &self,
+        name: &str,
+        call: &Call<'_>,
+        config: &Value,
+    ) -> Result<Value, Error> {
         let path = self.find(name)?;
         let run = |source| Error::Run {
             path: path.clone(),
@@ -136,18 +146,16 @@ impl Plugins {
                 .current_dir("/");
             Ok(command)
         };
-        let mut child = prepared()
-            .and_then(|mut command| command.spawn())
-            .map_err(run)?;
-        if !ended(child.id()).map_err(run)? {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(Error::Deadline {
-                name: name.to_owned(),
-                seconds: DEADLINE.as_secs(),
-            });
-        }
-        let status = child.wait().map_err(run)?;
+        let mut running = prepared().and_then(Running::start).map_err(run)?;
+        let status = match timeout(DEADLINE, running.ended()).await {
+            Ok(status) => status.map_err(run)?,
+            Err(_) => {
+                return Err(Error::Deadline {
+                    name: name.to_owned(),
+                    seconds: DEADLINE.as_secs(),
+                });
+            }
+        };
         let said = read(&mut stdout).map_err(run)?;
         if !status.success() {
             let complained = read(&mut stderr).map_err(run)?;
@@ -178,28 +186,54 @@ impl Plugins {
     }
 }
 
-/// Waits for its end. A plug-in that was killed for its slowness has ended, too.
-fn ended(pid: u32) -> io::Result<bool> {
-    let Some(pidfd) = sys::pidfd(pid)? else {
-        return Ok(true);
-    };
-    let mut over = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    let patience = PollTimeout::try_from(DEADLINE).unwrap_or(PollTimeout::MAX);
-    loop {
-        match poll(&mut over, patience) {
-            Ok(0) => {
-                sys::pidfd_signal(pidfd.as_fd(), Signal::SIGKILL as i32)?;
-                return Ok(false);
-            }
-            Ok(_) => return Ok(true),
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
+/// A plug-in under way, the first of a process group of its own. Dropping it ends the group.
+struct Running {
+    child: Child,
+    pidfd: Option<AsyncFd<OwnedFd>>,
+    has_ended: bool,
+}
+
+impl Running {
+    fn start(mut command: Command) -> io::Result<Self> {
+        // What it makes after its caller's death nobody would undo.
+        sys::dies_with_its_parent(&mut command);
+        let child = command.process_group(0).spawn()?;
+        let mut running = Self {
+            child,
+            pidfd: None,
+            has_ended: false,
+        };
+        let pidfd = sys::pidfd(running.child.id())?;
+        running.pidfd = pidfd.map(sys::watch_readable).transpose()?;
+        Ok(running)
+    }
+
+    async fn ended(&mut self) -> io::Result<ExitStatus> {
+        if let Some(pidfd) = &self.pidfd {
+            let _ = pidfd.readable().await?;
+        }
+        let status = self.child.wait()?;
+        self.has_ended = true;
+        Ok(status)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        // It was not reaped, so the number is still its own.
+        let group = Pid::from_raw(self.child.id().cast_signed());
+        let killed = killpg(group, Signal::SIGKILL).map_err(io::Error::from);
+        if let Err(error) = killed.and_then(|()| self.child.wait()) {
+            tracing::warn!(pid = %group, %error, "a CNI plug-in cannot be ended");
         }
     }
 }
 
 /// Its error: JSON with a message, where it keeps to the specification.
-fn failed(name: &str, said: &str, complained: &str, status: std::process::ExitStatus) -> Error {
+fn failed(name: &str, said: &str, complained: &str, status: ExitStatus) -> Error {
     let value: Value = serde_json::from_str(said).unwrap_or_default();
     let word = |key: &str| value[key].as_str().filter(|text| !text.is_empty());
     let text = match (word("msg"), word("details")) {
@@ -244,9 +278,13 @@ pub(super) mod tests {
     /// Plug-ins that are shell scripts.
     pub(in crate::cni) fn scripts(directory: &Path, scripts: &[(&str, &str)]) -> Plugins {
         for (name, script) in scripts {
-            let path = directory.join(name);
-            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let (text, path) = (directory.join("text"), directory.join(name));
+            fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
+            // By another process: what this one has open for writing, a child that another test is
+            // just starting may have, too, and nobody executes it then.
+            let copied = Command::new("cp").args([&text, &path]).status().unwrap();
+            assert!(copied.success());
         }
         Plugins(vec![PathBuf::from("/nonexistent"), directory.to_owned()])
     }
@@ -260,27 +298,24 @@ pub(super) mod tests {
         }
     }
 
-    #[test]
-    fn a_plug_in_hears_what_the_specification_says_and_is_heard() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_plug_in_hears_what_the_specification_says_and_is_heard() {
         let directory = tempfile::tempdir().unwrap();
         let script = r#"echo "{\"heard\": $(cat), \"as\": \"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME\"}""#;
         let plugins = scripts(
             directory.path(),
             &[("echo", script), ("mute", "cat >/dev/null")],
         );
-        let answer = plugins
-            .call("echo", &call(), &json!({"mtu": 1500}))
-            .unwrap();
+        let (call, config) = (call(), json!({"mtu": 1500}));
+        let answer = plugins.call("echo", &call, &config).await.unwrap();
         assert_eq!(answer["heard"]["mtu"], 1500);
         assert_eq!(answer["as"], "ADD c1 /run/netns/x eth0");
-        assert_eq!(
-            plugins.call("mute", &call(), &json!({})).unwrap(),
-            Value::Null
-        );
+        let answer = plugins.call("mute", &call, &config).await;
+        assert_eq!(answer.unwrap(), Value::Null);
     }
 
-    #[test]
-    fn whatever_goes_wrong_names_the_plug_in_and_the_way_out() {
+    #[tokio::test(flavor = "current_thread")]
+    async fn whatever_goes_wrong_names_the_plug_in_and_the_way_out() {
         let directory = tempfile::tempdir().unwrap();
         let plugins = scripts(
             directory.path(),
@@ -305,11 +340,35 @@ pub(super) mod tests {
                 "install Debian's package containernetworking-plugins",
             ),
         ] {
-            let error = plugins
-                .call(name, &call(), &json!({}))
-                .unwrap_err()
-                .to_string();
+            let answer = plugins.call(name, &call(), &json!({})).await;
+            let error = answer.unwrap_err().to_string();
             assert!(error.contains(wanted) && error.contains(name), "{error}");
+        }
+    }
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_that_hangs_is_ended_with_what_it_started_when_nobody_waits_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let pids = directory.path().join("pids");
+        let script = format!("sleep 1000 & echo $$ $! > {}; wait", pids.display());
+        let plugins = scripts(directory.path(), &[("hangs", &script)]);
+        let config = json!({});
+        let (call, began) = (call(), || fs::read_to_string(&pids).unwrap_or_default());
+        let until_it_runs = async {
+            while !began().ends_with('\n') {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        // Others run meanwhile.
+        tokio::select! {
+            answer = plugins.call("hangs", &call, &config) => panic!("{answer:?}"),
+            () = until_it_runs => {}
+        }
+        for pid in began().split_whitespace() {
+            // The one that nobody reaps yet is dead all the same.
+            let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            while !(stat().is_empty() || stat().contains(") Z ")) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
     }
 }

@@ -61,13 +61,18 @@ impl Signals {
     pub async fn end(&mut self) -> Signal {
         loop {
             let signal = self.next().await;
-            if matches!(
-                signal,
-                Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
-            ) {
+            if Self::ask_for_the_end(signal) {
                 return signal;
             }
         }
+    }
+
+    /// Whether who sends the signal wants the command to end.
+    pub fn ask_for_the_end(signal: Signal) -> bool {
+        matches!(
+            signal,
+            Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM
+        )
     }
 }
 

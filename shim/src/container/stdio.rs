@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 
 use super::pump::Pump;
 use crate::{
-    sandbox::{self, Sandbox},
+    sandbox::{self, Sandbox, Signs},
     sys,
 };
 
@@ -42,6 +42,8 @@ struct Inlet {
 /// Connected streams that carry nothing yet.
 #[derive(Debug, Default)]
 pub struct Streams {
+    /// Where it is noted that the guest wrote.
+    signs: Signs,
     input: Option<(Option<OwnedFd>, UnixStream)>,
     outputs: Vec<(UnixStream, OwnedFd)>,
 }
@@ -126,6 +128,7 @@ impl Wiring {
         )?;
         let outputs = [stdout, stderr].into_iter().flatten();
         Ok(Streams {
+            signs: sandbox.signs().clone(),
             input: stdin,
             outputs: outputs.map(|(fd, stream)| (stream, fd)).collect(),
         })
@@ -137,7 +140,7 @@ impl Streams {
     pub(crate) fn relay(self, input: Option<OwnedFd>) -> io::Result<Pumps> {
         let pumps = self.outputs.into_iter().map(|(guest, fd)| {
             let guest = OwnedFd::from(guest.into_std()?);
-            Pump::start("stdout", guest, fd)
+            Pump::start_heard("stdout", guest, fd, self.signs.clone())
         });
         let outputs = pumps.collect::<io::Result<_>>()?;
         let input = self

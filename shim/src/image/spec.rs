@@ -74,6 +74,10 @@ const ALL_CAPABILITIES: [&str; 41] = [
 /// As many files a process of a container may have open.
 const OPEN_FILES: u64 = 1 << 20;
 
+/// The groups that may ping without a capability: all of them, as of 32-bit ids the kernel takes
+/// the lower half. What the guest's network may be sent is the host's to say.
+const PING_GROUPS: &str = "0 2147483647";
+
 /// What cannot be run.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -281,6 +285,7 @@ pub fn config(image: &Execution, user: &User, request: &Request) -> Result<Value
         "linux": {
             "resources": resources,
             "namespaces": namespaces,
+            "sysctl": {"net.ipv4.ping_group_range": PING_GROUPS},
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
                 "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
@@ -507,6 +512,11 @@ mod tests {
         assert_eq!(
             process["env"],
             json!(["HOME=/root", "HOSTNAME=", "LANG=C", "PATH=/bin"])
+        );
+        // Without a capability that others would miss, and for every user.
+        assert_eq!(
+            config["linux"]["sysctl"],
+            json!({"net.ipv4.ping_group_range": "0 2147483647"})
         );
         // What the runtime reads is what was meant.
         serde_json::from_value::<oci_spec::runtime::Spec>(config).unwrap();

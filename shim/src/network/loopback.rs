@@ -12,6 +12,10 @@
 //!
 //! The first packet is held back until the guest has answered, so a port that
 //! nobody listens on is refused, as it should be, by the host's own kernel.
+//!
+//! A connection takes a stream of the machine's and two descriptors here. So
+//! that the pod's process and its machine have some for their other work
+//! however many connect, those beyond [`MAX_CONNECTIONS`] are refused.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,14 +29,19 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{MsgFlags, recv, send};
-use protocol::ForwardTarget;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, unix::AsyncFd},
-    net::{TcpListener, TcpStream, UnixStream},
-    task::{AbortHandle, JoinSet},
-    time::timeout,
+use nix::sys::{
+    resource::{Resource, getrlimit},
+    socket::{Backlog, MsgFlags, listen, recv, send, setsockopt, sockopt},
 };
+use protocol::{ForwardTarget, carry};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, unix::AsyncFd},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use vmm::virtio::vsock;
 
 use super::{
     Namespace,
@@ -48,8 +57,27 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longer than any first packet.
 const FRAME: usize = 2048;
 
-/// Connections at one time.
-const MAX_CONNECTIONS: usize = 4096;
+/// Connections at one time, those that are only asked for counted: half of the machine's streams.
+const MAX_CONNECTIONS: usize = vsock::MAX_CONNECTIONS / 2;
+
+/// The part of this process's descriptors that connections may take: one of this many for each of
+/// a connection's two.
+const DESCRIPTORS: u64 = 4;
+
+/// What the kernel may keep of each direction of a connection, in bytes.
+const KEPT: usize = 128 << 10;
+
+/// How long a client may be silent before its kernel is asked whether it is still there, how often
+/// it is asked, and how many times in vain: one that is gone without a word holds no stream.
+const SILENCE_S: u32 = 60;
+const ASK_EVERY_S: u32 = 10;
+const ASK_TIMES: u32 = 6;
+
+/// How long nobody is accepted after an error.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The log is told of refused connections no more often.
+const COMPLAINT: Duration = Duration::from_secs(60);
 
 /// What lets the host's kernel take packets again that were held back: for the loopback, and in
 /// the pod's namespace, alone.
@@ -99,6 +127,8 @@ impl Loopback {
         F: Future<Output = io::Result<UnixStream>> + Send + 'static,
     {
         let step = |what| move |source| Error::Step { what, source };
+        // A new namespace's is off, as the relay makes one.
+        namespace.loopback_up().map_err(step("switch on"))?;
         let kernel = namespace.kernel();
         let links = kernel.links().map_err(step("find"))?;
         let lo = links.iter().find(|link| link.flags.is_loopback());
@@ -121,6 +151,7 @@ impl Loopback {
             namespace: namespace.clone(),
             sender,
             dial: Box::new(move || Box::pin(dial())),
+            room: Arc::new(Semaphore::new(room())),
             listeners: Mutex::default(),
         });
         let task = tokio::spawn(shared.serve(frames)).abort_handle();
@@ -141,11 +172,23 @@ struct Shared {
     namespace: Namespace,
     sender: OwnedFd,
     dial: Box<Dial>,
+    room: Arc<Semaphore>,
     listeners: Mutex<Listeners>,
 }
 
 /// For each address that is listened on, the guest's ends of those whose connection is on its way.
-type Listeners = HashMap<SocketAddr, HashMap<SocketAddr, UnixStream>>;
+type Listeners = HashMap<SocketAddr, Expected>;
+
+/// The guest's ends, by the client's address.
+type Expected = HashMap<SocketAddr, GuestEnd>;
+
+/// A stream to the guest's loopback, and its place among all.
+struct GuestEnd {
+    stream: UnixStream,
+    /// When its client will not come any more.
+    until: Instant,
+    room: OwnedSemaphorePermit,
+}
 
 /// What a task was about when it ended.
 enum Ended {
@@ -158,19 +201,30 @@ impl Shared {
     async fn serve(self: Arc<Self>, frames: AsyncFd<OwnedFd>) {
         let mut asked = HashSet::new();
         let mut tasks = JoinSet::new();
+        let mut refused = Refused::default();
         let mut buffer = [0; FRAME];
         loop {
             tokio::select! {
                 frame = receive(&frames, &mut buffer) => {
-                    let Ok(len) = frame else {
-                        return;
+                    let frame = match frame {
+                        Ok(len) => &mut buffer[..len],
+                        Err(error) => {
+                            tracing::error!(%error, "connections to the pod's loopback are not heard any more");
+                            return;
+                        }
                     };
-                    let frame = &mut buffer[..len];
                     let Some(syn) = syn::read(frame) else {
                         continue;
                     };
-                    if tasks.len() < MAX_CONNECTIONS && asked.insert(syn) {
-                        tasks.spawn(Arc::clone(&self).connect(syn, frame.to_vec()));
+                    if asked.contains(&syn) {
+                        continue;
+                    }
+                    if let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
+                        asked.insert(syn);
+                        tasks.spawn(Arc::clone(&self).connect(syn, frame.to_vec(), room));
+                    } else {
+                        refused.note(syn);
+                        self.let_go(syn, frame);
                     }
                 }
                 Some(ended) = tasks.join_next() => match ended {
@@ -187,15 +241,40 @@ impl Shared {
     }
 
     /// Asks the guest, and lets the packet go on its way: to a listener of ours, or to nobody.
-    async fn connect(self: Arc<Self>, syn: Syn, frame: Vec<u8>) -> (Ended, Option<TcpListener>) {
+    async fn connect(
+        self: Arc<Self>,
+        syn: Syn,
+        frame: Vec<u8>,
+        room: OwnedSemaphorePermit,
+    ) -> (Ended, Option<TcpListener>) {
         let listener = match timeout(PATIENCE, self.ask(syn.to)).await {
-            Ok(Ok(stream)) => self.expect(syn, stream),
-            Ok(Err(_)) | Err(_) => None,
+            Ok(Ok(stream)) => {
+                let until = Instant::now() + PATIENCE;
+                let guest = GuestEnd {
+                    stream,
+                    until,
+                    room,
+                };
+                self.expect(syn, guest)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(to = %syn.to, %error, "the guest does not take a connection");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(to = %syn.to, "the guest does not answer a connection");
+                None
+            }
         };
-        if let Err(error) = send(self.sender.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT) {
-            tracing::warn!(to = %syn.to, %error, "cannot pass a connection to the loopback on");
-        }
+        self.let_go(syn, &frame);
         (Ended::Asked(syn), listener)
+    }
+
+    /// Lets a packet that was held back go on its way.
+    fn let_go(&self, syn: Syn, frame: &[u8]) {
+        if let Err(error) = send(self.sender.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT) {
+            tracing::debug!(to = %syn.to, %error, "cannot pass a connection to the loopback on");
+        }
     }
 
     /// Has the guest connect to its own `to`.
@@ -210,16 +289,16 @@ impl Shared {
 
     /// Keeps the guest's end until the client's is there; returns a listener for it if there was
     /// none.
-    fn expect(&self, syn: Syn, stream: UnixStream) -> Option<TcpListener> {
+    fn expect(&self, syn: Syn, guest: GuestEnd) -> Option<TcpListener> {
         let mut listeners = self.listeners();
         if let Some(expected) = listeners.get_mut(&syn.to) {
-            expected.insert(syn.from, stream);
+            expected.insert(syn.from, guest);
             return None;
         }
         let listener = self.listen(syn.to);
         match listener {
             Ok(listener) => {
-                listeners.insert(syn.to, HashMap::from([(syn.from, stream)]));
+                listeners.insert(syn.to, HashMap::from([(syn.from, guest)]));
                 Some(listener)
             }
             Err(error) => {
@@ -231,6 +310,16 @@ impl Shared {
 
     fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
         let listener = self.namespace.run(|| StdTcpListener::bind(address))?;
+        // All that are on their way may come at once, and nobody is asked for twice.
+        listen(&listener, Backlog::MAXALLOWABLE)?;
+        // Those that are accepted have what the listener has.
+        setsockopt(&listener, sockopt::RcvBuf, &KEPT)?;
+        setsockopt(&listener, sockopt::SndBuf, &KEPT)?;
+        setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+        setsockopt(&listener, sockopt::KeepAlive, &true)?;
+        setsockopt(&listener, sockopt::TcpKeepIdle, &SILENCE_S)?;
+        setsockopt(&listener, sockopt::TcpKeepInterval, &ASK_EVERY_S)?;
+        setsockopt(&listener, sockopt::TcpKeepCount, &ASK_TIMES)?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     }
@@ -242,29 +331,50 @@ impl Shared {
         address: SocketAddr,
     ) -> (Ended, Option<TcpListener>) {
         let mut streams = JoinSet::new();
-        loop {
-            let accepted = timeout(PATIENCE, listener.accept()).await;
-            let mut listeners = self.listeners();
-            let Some(expected) = listeners.get_mut(&address) else {
-                break;
-            };
-            match accepted {
-                Ok(Ok((client, from))) => {
-                    if let Some(guest) = expected.remove(&from) {
-                        streams.spawn(join(client, guest));
+        let mut listening = Some(listener);
+        while let Some((listener, first_leaves)) = self.next(address, &mut listening) {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((client, from)) => match self.take(address, from) {
+                        Some(guest) => drop(streams.spawn(join(client, guest, address))),
+                        // One for whom there was no room, or who comes too late.
+                        None => drop(client.set_zero_linger()),
+                    },
+                    Err(error) => {
+                        tracing::warn!(to = %address, %error, "cannot take a connection to the pod's loopback");
+                        // Mostly out of descriptors, of which streams that end give some back.
+                        sleep(PAUSE).await;
                     }
-                }
-                // who has not come by now will not
-                Ok(Err(_)) | Err(_) => expected.clear(),
-            }
-            if expected.is_empty() {
-                listeners.remove(&address);
-                break;
+                },
+                Some(_) = streams.join_next() => {}
+                () = sleep_until(first_leaves) => {}
             }
         }
-        drop(listener);
         while streams.join_next().await.is_some() {}
         (Ended::Other, None)
+    }
+
+    /// The listener of `address`, and when the first of those that are expected there is not
+    /// expected any more. If nobody is, nobody listens there any more either.
+    fn next<'a>(
+        &self,
+        address: SocketAddr,
+        listener: &'a mut Option<TcpListener>,
+    ) -> Option<(&'a TcpListener, Instant)> {
+        let mut listeners = self.listeners();
+        let expected = listeners.get_mut(&address)?;
+        let Some(first) = first_leaves(expected, Instant::now()) else {
+            // Both at once: another may listen there as soon as this is unlocked.
+            *listener = None;
+            listeners.remove(&address);
+            return None;
+        };
+        Some((listener.as_ref()?, first))
+    }
+
+    /// The guest's end for the client that has come.
+    fn take(&self, address: SocketAddr, from: SocketAddr) -> Option<GuestEnd> {
+        self.listeners().get_mut(&address)?.remove(&from)
     }
 
     fn listeners(&self) -> MutexGuard<'_, Listeners> {
@@ -274,10 +384,50 @@ impl Shared {
     }
 }
 
+/// Forgets those that are not expected any more, and says when the next will not be.
+fn first_leaves(expected: &mut Expected, now: Instant) -> Option<Instant> {
+    expected.retain(|_, guest| guest.until > now);
+    expected.values().map(|guest| guest.until).min()
+}
+
+/// How many connections this process can have.
+fn room() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1, |(soft, _)| room_among(soft))
+}
+
+fn room_among(descriptors: u64) -> usize {
+    usize::try_from(descriptors / DESCRIPTORS)
+        .map_or(MAX_CONNECTIONS, |most| most.clamp(1, MAX_CONNECTIONS))
+}
+
+/// Connections for which there was no room, and when the log was told of them last.
+#[derive(Debug, Default)]
+struct Refused {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Refused {
+    fn note(&mut self, syn: Syn) {
+        self.count += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= COMPLAINT) {
+            self.told = Some(Instant::now());
+            tracing::warn!(
+                to = %syn.to,
+                count = self.count,
+                most = room(),
+                "refused connections to the pod's loopback, of which there are too many at a time"
+            );
+        }
+    }
+}
+
 /// Carries a connection to its end, of which both sides know.
-async fn join(mut client: TcpStream, mut guest: UnixStream) {
-    let _ = client.set_nodelay(true);
-    let _ = copy_bidirectional(&mut client, &mut guest).await;
+async fn join(client: TcpStream, guest: GuestEnd, to: SocketAddr) {
+    if let Err(error) = carry(client, guest.stream).await {
+        tracing::debug!(%to, %error, "a connection to the pod's loopback is broken off");
+    }
+    drop(guest.room);
 }
 
 async fn receive(frames: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
@@ -291,5 +441,85 @@ async fn receive(frames: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usi
             Ok(Err(error)) => return Err(error),
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    const ADDRESS: &str = "127.0.0.1:80";
+
+    fn guest(room: &Arc<Semaphore>, until: Instant) -> (GuestEnd, UnixStream) {
+        let (stream, theirs) = UnixStream::pair().expect("a pair");
+        let room = Arc::clone(room).try_acquire_owned().expect("room");
+        let guest = GuestEnd {
+            stream,
+            until,
+            room,
+        };
+        (guest, theirs)
+    }
+
+    #[tokio::test]
+    async fn what_breaks_off_in_the_guest_is_a_reset_for_the_client_and_makes_room() {
+        let room = Arc::new(Semaphore::new(1));
+        let (guest, mut theirs) = guest(&room, Instant::now());
+        assert_eq!(room.available_permits(), 0);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let mut client = TcpStream::connect(address).await.expect("connected");
+        let accepted = listener.accept().await.expect("accepted").0;
+        let joined = tokio::spawn(join(accepted, guest, address));
+        theirs.write_all(b"\0\x04half").await.expect("written");
+        let mut half = [0; 4];
+        client.read_exact(&mut half).await.expect("heard");
+        drop(theirs);
+        let error = client.read_to_end(&mut Vec::new()).await;
+        let error = error.expect_err("no end");
+        assert_eq!((&half, error.kind()), (b"half", ErrorKind::ConnectionReset));
+        joined.await.expect("no panic");
+        assert_eq!(room.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn each_that_does_not_come_is_forgotten_in_its_time_whoever_else_comes() {
+        let room = Arc::new(Semaphore::new(2));
+        let now = Instant::now();
+        let mut expected = Expected::new();
+        for (client, seconds) in [("127.0.0.1:1", 10), ("127.0.0.1:2", 15)] {
+            let (guest, _) = guest(&room, now + Duration::from_secs(seconds));
+            expected.insert(client.parse().expect("an address"), guest);
+        }
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(first_leaves(&mut expected, now), Some(after(10)));
+        assert_eq!(first_leaves(&mut expected, after(12)), Some(after(15)));
+        assert_eq!(room.available_permits(), 1);
+        assert_eq!(first_leaves(&mut expected, after(15)), None);
+        assert_eq!(room.available_permits(), 2);
+    }
+
+    #[test]
+    fn connections_leave_descriptors_and_streams_for_the_pods_other_work() {
+        assert_eq!(room_among(1024), 256);
+        assert_eq!(room_among(1), 1);
+        assert_eq!(room_among(u64::MAX), vsock::MAX_CONNECTIONS / 2);
+    }
+
+    #[test]
+    fn refused_connections_are_counted_and_told_of_once_in_a_while() {
+        let address: SocketAddr = ADDRESS.parse().expect("an address");
+        let syn = Syn {
+            from: address,
+            to: address,
+        };
+        let mut refused = Refused::default();
+        refused.note(syn);
+        let told = refused.told;
+        refused.note(syn);
+        assert_eq!((refused.count, refused.told), (2, told));
+        assert!(told.is_some());
     }
 }

@@ -16,13 +16,17 @@ mod joined;
 mod loopback;
 mod namespace;
 mod request;
+mod resolver;
 mod syn;
 mod sys;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
 };
 
 use netlink::Link;
@@ -34,6 +38,7 @@ pub use self::{
     joined::Error as JoinError,
     loopback::{Error as LoopbackError, Loopback},
     namespace::Namespace,
+    resolver::{Resolver, on_loopback},
 };
 
 /// Why the pod has no network.
@@ -42,6 +47,11 @@ pub enum Error {
     /// The namespace.
     #[error("cannot enter the pod's network namespace")]
     Enter(#[source] io::Error),
+    /// The one that this process is in.
+    #[error(
+        "the network namespace of linux.namespaces is the host's own, which a virtual machine would take over; give the container one of its own"
+    )]
+    Host,
     /// A fresh one.
     #[error("cannot make a network namespace")]
     Make(#[source] io::Error),
@@ -112,6 +122,7 @@ impl Network {
     /// When it cannot be entered or made.
     pub fn open(fd: Option<OwnedFd>) -> Result<Self, Error> {
         let namespace = match fd {
+            Some(fd) if is_own(&fd).map_err(Error::Enter)? => return Err(Error::Host),
             Some(fd) => Namespace::open(fd).map_err(Error::Enter)?,
             None => Namespace::fresh().map_err(Error::Make)?,
         };
@@ -240,6 +251,13 @@ fn left(link: &Link) -> Option<Reason> {
     (!link.ethernet || link.mac.is_none()).then_some(Reason::NotEthernet)
 }
 
+/// Whether `fd` stands for the network namespace that this process is in.
+fn is_own(fd: &OwnedFd) -> io::Result<bool> {
+    let given = File::from(fd.try_clone()?).metadata()?;
+    let own = fs::metadata("/proc/self/ns/net")?;
+    Ok((given.dev(), given.ino()) == (own.dev(), own.ino()))
+}
+
 /// The host's own packet mover, where it is and may be used.
 fn vhost() -> Option<OwnedFd> {
     let file = File::options()
@@ -247,4 +265,16 @@ fn vhost() -> Option<OwnedFd> {
         .write(true)
         .open("/dev/vhost-net");
     file.ok().map(OwnedFd::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_network_is_not_taken_over() {
+        let own = File::open("/proc/self/ns/net").expect("there");
+        let error = Network::open(Some(own.into())).expect_err("refused");
+        assert!(error.to_string().contains("the host's own"), "{error}");
+    }
 }

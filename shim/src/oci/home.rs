@@ -32,10 +32,11 @@ use crate::{
 /// How long a pod's process may take to undo what it made, before it is killed.
 const UNDO: Duration = Duration::from_secs(20);
 
-/// How often a pod that is just coming or going is looked for anew.
-const ATTEMPTS: usize = 5;
+/// How long a pod may be coming or going: a process that was killed goes only when the host has a
+/// processor for it.
+const CHANGE: Duration = Duration::from_secs(20);
 
-/// How long it takes to come or go.
+/// When one that comes or goes is looked for anew.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a container cannot be found or removed.
@@ -136,7 +137,8 @@ impl Home {
     /// # Errors
     /// When there is no such container, its pod is gone, or refuses.
     pub fn ask(&self, id: &ContainerId, request: &Request) -> Result<serde_json::Value, Error> {
-        for _ in 0..ATTEMPTS {
+        let deadline = Instant::now() + CHANGE;
+        loop {
             match self.find(id)? {
                 Found::Nothing => return Err(Error::NotFound),
                 Found::Living(client) => match client.ask(request, &[]) {
@@ -155,9 +157,11 @@ impl Home {
                     if Record::load(&self.0.join(id.as_str()), id.as_str()).is_ok() => {}
                 Found::Changing(_) => return Err(Error::NotFound),
             }
+            if Instant::now() > deadline {
+                return Err(self.restless("ask", id));
+            }
             std::thread::sleep(PAUSE);
         }
-        Err(Error::NotFound)
     }
 
     /// What is printed of a container.
@@ -241,15 +245,16 @@ impl Home {
                 Found::Abandoned(path) => return self.undo(id, &path, force),
             }
             if Instant::now() > deadline {
-                return Err(Error::Io {
-                    doing: "remove",
-                    path: self.0.join(id.as_str()),
-                    source: io::Error::other("its pod comes and goes"),
-                });
+                return Err(self.restless("remove", id));
             }
             // What an owner that was killed had just made may hold its lock a moment longer.
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// What is said of one that is neither there nor gone for too long.
+    fn restless(&self, doing: &'static str, id: &ContainerId) -> Error {
+        failed(doing, &self.0.join(id.as_str()))(io::Error::other("its pod comes and goes"))
     }
 
     /// Undoes what a killed process left of a container, and of its pod if nothing else is left.
@@ -338,26 +343,61 @@ mod tests {
 
     use super::*;
 
+    /// What is left of a container whose owner was killed, the lock of whose journal is held for a
+    /// while.
+    struct Dying {
+        root: tempfile::TempDir,
+        home: Home,
+        id: ContainerId,
+        holder: thread::JoinHandle<()>,
+    }
+
+    impl Dying {
+        fn for_a(moment: Duration) -> Self {
+            let root = tempfile::tempdir().expect("a directory");
+            let namespace = Namespace::parse("default").expect("a name");
+            let path = root.path().join("default/web");
+            fs::create_dir_all(&path).expect("made");
+            let mut owner = Command::new("true").spawn().expect("started");
+            owner.wait().expect("over");
+            let line = format!("{{\"made\":\"directory\",\"owner\":{}}}\n", owner.id());
+            fs::write(path.join("journal"), line).expect("written");
+            let journal = File::open(path.join("journal")).expect("opened");
+            let lock = Flock::lock(journal, FlockArg::LockExclusive).expect("locked");
+            Self {
+                home: Home::new(root.path(), &namespace),
+                id: ContainerId::parse("web").expect("a name"),
+                root,
+                holder: thread::spawn(move || {
+                    thread::sleep(moment);
+                    drop(lock);
+                }),
+            }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.root.path().join("default/web")
+        }
+    }
+
     #[test]
     fn one_whose_killed_owners_lock_is_held_a_moment_longer_is_deleted() {
-        let root = tempfile::tempdir().expect("a directory");
-        let namespace = Namespace::parse("default").expect("a name");
-        let path = root.path().join("default/web");
-        fs::create_dir_all(&path).expect("made");
-        let mut owner = Command::new("true").spawn().expect("started");
-        owner.wait().expect("over");
-        let line = format!("{{\"made\":\"directory\",\"owner\":{}}}\n", owner.id());
-        fs::write(path.join("journal"), line).expect("written");
-        let journal = File::open(path.join("journal")).expect("opened");
-        let lock = Flock::lock(journal, FlockArg::LockExclusive).expect("locked");
-        let holder = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(300));
-            drop(lock);
+        let web = Dying::for_a(Duration::from_millis(300));
+        web.home.delete(&web.id, true).expect("deleted");
+        assert!(!web.path().exists());
+        web.holder.join().expect("over");
+    }
+
+    #[test]
+    fn one_whose_killed_owner_dies_slowly_is_known_all_the_while() {
+        let web = Dying::for_a(Duration::from_millis(500));
+        let record = serde_json::json!({
+            "ociVersion": "1.0.2", "id": "web", "pid": 1, "bundle": "/b", "rootfs": "/b/rootfs",
+            "created": "", "owner": 0, "annotations": {}
         });
-        let id = ContainerId::parse("web").expect("a name");
-        let home = Home::new(root.path(), &namespace);
-        home.delete(&id, true).expect("deleted");
-        holder.join().expect("over");
-        assert!(!path.exists());
+        let record: Record = serde_json::from_value(record).expect("a record");
+        record.save(&web.path()).expect("saved");
+        assert_eq!(web.home.state(&web.id).expect("known").status, "stopped");
+        web.holder.join().expect("over");
     }
 }

@@ -145,7 +145,7 @@ async fn run(mut hosted: Hosted, reply: StdUnixStream, trace: &Trace) -> io::Res
     let pod = server.pod();
     let watching = async {
         pod.sandbox().ended().await;
-        if let Some(death) = pod.sandbox().death("running the pod") {
+        if let Some(death) = pod.sandbox().failure("running the pod") {
             tracing::warn!("{}", crate::text::chain(&death));
         }
         std::future::pending::<()>().await;

@@ -24,6 +24,7 @@ mod record;
 mod relay;
 mod server;
 pub mod signal;
+pub mod told;
 mod tree;
 
 pub use client::{Client, Error as ClientError};

@@ -15,6 +15,9 @@ use crate::{bundle::Bundle, id::ContainerId, log::timestamp, pod::Status};
 /// Where records lie in a state directory.
 const DIRECTORY: &str = "containers";
 
+/// What the name of a record begins with that is being written; no container's name does.
+const UNFINISHED: char = '~';
+
 /// A container's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -88,7 +91,7 @@ impl Record {
             _ => {}
         }
         // In one step, for those who read it meanwhile.
-        let new = directory.join(format!("~{}", self.id));
+        let new = directory.join(format!("{UNFINISHED}{}", self.id));
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(new, directory.join(&self.id))
     }
@@ -102,12 +105,16 @@ impl Record {
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// Forgets the one of `id`, and returns whether others are left.
+    /// Forgets the one of `id`, and returns whether others are left. One that was being written
+    /// when its process was killed is nobody's.
     pub fn remove(state: &Path, id: &str) -> bool {
         let directory = state.join(DIRECTORY);
         // One that is not there is as good.
         let _ = fs::remove_file(directory.join(id));
-        fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name());
+        let mut finished = names.filter(|name| !name.to_string_lossy().starts_with(UNFINISHED));
+        finished.next().is_some()
     }
 
     /// What is printed of the container in the state `status`.
@@ -128,5 +135,22 @@ impl Record {
     /// What is printed of it while its pod lives.
     pub fn living(&self, status: Status) -> State {
         self.state(status.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_was_being_written_is_no_container() {
+        let state = tempfile::tempdir().expect("a directory");
+        let directory = state.path().join(DIRECTORY);
+        fs::create_dir(&directory).expect("made");
+        fs::write(directory.join("~web"), "{\"id\":").expect("written");
+        assert!(!Record::remove(state.path(), "web"));
+        fs::write(directory.join("app"), "{}").expect("written");
+        assert!(Record::remove(state.path(), "web"));
+        assert!(ContainerId::parse("~web").is_err());
     }
 }

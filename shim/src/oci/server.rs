@@ -25,6 +25,7 @@ use super::{
     message::{self, Create, Exec, Reply, Request},
     record::Record,
     relay::{Line, RelayMessage},
+    told,
 };
 use crate::{
     bundle::Bundle,
@@ -226,8 +227,8 @@ impl Shared {
                 pod.update(&name(&id)?, &resources).await?;
                 done
             }
-            Request::Stats { id } => stats(pod, &name(&id)?).await,
-            Request::Processes { id } => processes(pod, &name(&id)?).await,
+            Request::Stats { id } => Ok(told::stats(&pod.stats(&name(&id)?).await?)),
+            Request::Processes { id } => Ok(told::processes(&pod.processes(&name(&id)?).await?)),
             Request::Pids { id } => Ok(json!(pod.pids(&name(&id)?)?)),
         }
     }
@@ -362,13 +363,17 @@ impl Shared {
                 // Nobody asks for an exec of the command line after its end.
                 let _ = pod.delete(&which, true).await;
             }
-            line.exit(exit.map_or(u32::from(u8::MAX), |exit| exit.status));
             let frugal = shared
                 .upgrade()
                 .is_some_and(|shared| shared.frugal.load(Ordering::Relaxed));
             if frugal && pod.is_idle() {
+                // What was written is on the host before anybody hears of the end.
+                pod.let_go_of_disks().await;
+            }
+            line.exit(exit.map_or(u32::from(u8::MAX), |exit| exit.status));
+            if frugal && pod.is_idle() {
                 // Nothing can run in it any more; what is left is asked of this process alone.
-                pod.sandbox().kill();
+                pod.sandbox().dismiss();
             }
         });
         Ok(())
@@ -441,91 +446,6 @@ fn name(id: &str) -> Result<ContainerId, Error> {
 
 fn first(id: &str) -> Result<ProcessId, Error> {
     name(id).map(ProcessId::first)
-}
-
-/// The processes in the guest, as `bulkhead ps` prints them.
-async fn processes(pod: &Pod, id: &ContainerId) -> Result<Value, Error> {
-    let list = pod.processes(id).await?;
-    let processes = list.processes.iter().map(|process| {
-        let words = process.arguments.split(|byte| *byte == 0);
-        let words: Vec<_> = words.map(String::from_utf8_lossy).collect();
-        let command = match words.join(" ").trim_end() {
-            "" => format!("[{}]", String::from_utf8_lossy(&process.name)),
-            words => words.to_owned(),
-        };
-        json!({
-            "pid": process.pid,
-            "ppid": process.parent_pid,
-            "uid": process.uid,
-            "started_ns": process.started_at_ns,
-            "cpu_us": process.cpu_us,
-            "tty": crate::text::printable(&process.terminal, 20),
-            "command": crate::text::printable(&command, 4096),
-        })
-    });
-    Ok(processes.collect())
-}
-
-/// The counters, as `bulkhead events` prints them.
-async fn stats(pod: &Pod, id: &ContainerId) -> Result<Value, Error> {
-    let stats = pod.stats(id).await?;
-    let ns = |us: u64| us.saturating_mul(1000);
-    let io: Vec<_> = stats
-        .io
-        .iter()
-        .flat_map(|device| {
-            let entry = |operation: &str, value: u64| {
-                json!({
-                    "major": device.major, "minor": device.minor, "op": operation, "value": value
-                })
-            };
-            [
-                entry("Read", device.read_bytes),
-                entry("Write", device.written_bytes),
-            ]
-        })
-        .collect();
-    let usage = |usage: u64, limit: u64, failures: u64| json!({"limit": limit, "usage": usage, "failcnt": failures});
-    let memory_stat: HashMap<_, _> = stats.memory_stat.iter().collect();
-    Ok(json!({
-        "cpu": {
-            "usage": {
-                "total": ns(stats.cpu_usage_us),
-                "kernel": ns(stats.cpu_system_us),
-                "user": ns(stats.cpu_user_us),
-            },
-            "throttling": {
-                "periods": stats.cpu_periods,
-                "throttledPeriods": stats.cpu_throttled_periods,
-                "throttledTime": ns(stats.cpu_throttled_us),
-            },
-        },
-        "memory": {
-            "cache": stats.memory_stat.get("file").copied().unwrap_or_default(),
-            "usage": {
-                "limit": stats.memory_max_bytes,
-                "usage": stats.memory_current_bytes,
-                "max": stats.memory_peak_bytes,
-                "failcnt": stats.memory_events.get("max").copied().unwrap_or_default(),
-            },
-            "swap": usage(stats.swap_current_bytes, stats.swap_max_bytes, 0),
-            "raw": memory_stat,
-        },
-        "pids": {"current": stats.pids_current, "limit": limit(stats.pids_max)},
-        "blkio": {"ioServiceBytesRecursive": io},
-        "hugetlb": {},
-        "intel_rdt": {},
-        "network_interfaces": null,
-        "oom_kills": stats.oom_kills,
-    }))
-}
-
-/// No limit is 0.
-fn limit(value: u64) -> u64 {
-    match value {
-        u64::MAX => 0,
-        value => value,
-    }
 }
 
 /// Answers a command that waits on a stream, before there is a server.

@@ -43,6 +43,9 @@ pub enum Error {
     /// The bundle cannot be run.
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
+    /// The machine is too small for it.
+    #[error(transparent)]
+    Size(#[from] bundle::SizeError),
     /// The sandbox could not do it.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
@@ -55,6 +58,15 @@ pub enum Error {
         /// Which mount.
         what: String,
         /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A disk that the container is to have.
+    #[error("cannot give the disk {what} to the container")]
+    Disk {
+        /// Its path or number.
+        what: String,
+        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -102,16 +114,23 @@ impl Error {
             Self::State { .. } => Kind::State,
             Self::MissingProgram { .. } => Kind::MissingProgram,
             Self::NotExecutable { .. } => Kind::NotExecutable,
-            Self::Bundle(_) | Self::Invalid { .. } => Kind::Invalid,
+            Self::Bundle(_) | Self::Size(_) | Self::Invalid { .. } => Kind::Invalid,
             Self::Sandbox(Sandbox::Death { .. } | Sandbox::BootDeath { .. }) => Kind::Dead,
             Self::Sandbox(Sandbox::Refused {
                 code: ttrpc::Code::INVALID_ARGUMENT | ttrpc::Code::UNIMPLEMENTED,
                 ..
             }) => Kind::Invalid,
-            Self::Sandbox(_) | Self::Root { .. } | Self::Streams(_) | Self::Hook(_) => {
-                Kind::Internal
-            }
+            Self::Sandbox(_)
+            | Self::Root { .. }
+            | Self::Disk { .. }
+            | Self::Streams(_)
+            | Self::Hook(_) => Kind::Internal,
         }
+    }
+
+    /// Whether the guest did not answer in time.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Sandbox(sandbox::Error::CallDeadline { .. }))
     }
 
     /// No container of that name.

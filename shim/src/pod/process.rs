@@ -197,6 +197,9 @@ pub(super) struct Process {
     ending: Ending,
     /// Held while it is being started, so that its end is told after its start.
     pub(super) starting: tokio::sync::Mutex<()>,
+    /// Held while its container is being frozen or thawed: of two who want the same at once, one
+    /// does it, and the status is what the guest did last.
+    pub(super) freezing: tokio::sync::Mutex<()>,
     /// Told when a SIGKILL was sent to it, or any signal when only its output was left.
     pub(super) killed: Notify,
     /// Whether it has ended in the guest and its output is still to be read.
@@ -226,6 +229,7 @@ impl Process {
             streams: Mutex::new(Carried::Waiting(streams)),
             ending,
             starting: tokio::sync::Mutex::new(()),
+            freezing: tokio::sync::Mutex::new(()),
             killed: Notify::new(),
             draining: AtomicBool::new(false),
         })

@@ -11,11 +11,14 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use protocol::agent::{Layer, LayeredRoot, RootFilesystem};
+use protocol::{
+    Disk as Slot,
+    agent::{BlockRoot, Layer, LayeredRoot, RootFilesystem},
+};
 
 use super::Error;
 use crate::{
-    bundle::Bundle,
+    bundle::{self, Bundle, Disk},
     sandbox::{self, Place},
 };
 
@@ -57,6 +60,23 @@ pub struct Mount {
 }
 
 impl Root {
+    /// The disk that it is on, if it is one file system on a block device or in an image file
+    /// that the guest can mount.
+    pub(super) fn disk(&self) -> Result<Option<Disk>, Error> {
+        match self {
+            Self::Mounts(mounts) => match &mounts[..] {
+                [mount] => mount.disk(),
+                _ => Ok(None),
+            },
+            Self::Bundle | Self::Image(_) => Ok(None),
+        }
+    }
+
+    /// Whether nobody can write to the disk that it is on.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self, Self::Mounts(mounts) if mounts.iter().all(Mount::is_read_only))
+    }
+
     /// Puts it to its place and returns the guest's path of it.
     pub(super) async fn put(&self, place: &mut Place, bundle: &Bundle) -> Result<String, Error> {
         match self {
@@ -79,10 +99,13 @@ impl Root {
         }
     }
 
-    /// How the guest is told of it, whose path for it is `path`.
-    pub(super) fn for_guest(&self, path: String) -> RootFilesystem {
+    /// How the guest is told of it, whose path for it is `path`, or which has it as a `disk`.
+    pub(super) fn for_guest(&self, path: String, disk: Option<Slot>) -> RootFilesystem {
         let mut root = RootFilesystem::new();
         match self {
+            Self::Mounts(mounts) if let (Some(disk), [mount]) = (disk, &mounts[..]) => {
+                root.set_block(mount.for_guest(disk));
+            }
             Self::Bundle | Self::Mounts(_) => root.set_path(path),
             Self::Image(upper) => {
                 let mut layers = LayeredRoot {
@@ -105,6 +128,46 @@ impl Root {
 }
 
 impl Mount {
+    /// The disk that it is of, if the guest can mount it.
+    fn disk(&self) -> Result<Option<Disk>, Error> {
+        let failed = |source| Error::Root {
+            what: format!("{} {:?}", self.kind, self.source),
+            source,
+        };
+        let whole = self.target.trim_start_matches('/').is_empty();
+        if !whole || !bundle::is_of_disk(&self.kind) {
+            return Ok(None);
+        }
+        if let Some(option) = self
+            .options
+            .iter()
+            .find(|option| option.starts_with("device="))
+        {
+            let message = format!("the option {option:?} is not supported; an image is one file");
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, message)));
+        }
+        let disk = Disk::find(Path::new(&self.source), self.is_read_only());
+        disk.map(Some).map_err(failed)
+    }
+
+    fn is_read_only(&self) -> bool {
+        // No kernel writes to an EROFS.
+        self.kind == "erofs" || self.options.iter().any(|option| option == "ro")
+    }
+
+    /// How the guest mounts it as a root. What is missing to be mounted on in a file system that
+    /// cannot be written is made in a layer over it, which goes with the container.
+    fn for_guest(&self, disk: Slot) -> BlockRoot {
+        let options = self.options.iter().filter(|option| *option != "loop");
+        BlockRoot {
+            device: disk.to_string(),
+            filesystem: self.kind.clone(),
+            overlay: self.is_read_only(),
+            options: options.cloned().collect(),
+            ..Default::default()
+        }
+    }
+
     fn put(&self, root: &Path) -> io::Result<()> {
         let target = match self.target.trim_start_matches('/') {
             "" => root.to_owned(),
@@ -180,8 +243,9 @@ fn parse(options: &[String]) -> io::Result<(MsFlags, String)> {
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "dirsync" => flags |= MsFlags::MS_DIRSYNC,
             "loop" => {
-                let message = "the option \"loop\" is not supported; use a snapshotter whose root \
-                               file systems are directories, such as overlayfs";
+                let message = "an image file is mounted by the guest, which has ext4 and erofs, and \
+                               not below other mounts; use such a file system, or a snapshotter \
+                               whose root file systems are directories, such as overlayfs";
                 return Err(io::Error::new(io::ErrorKind::Unsupported, message));
             }
             other => data.push(other),
@@ -247,5 +311,62 @@ mod tests {
     fn a_loop_mount_is_refused_with_a_way_out() {
         let error = parse(&["loop".to_owned()]).expect_err("refused");
         assert!(error.to_string().contains("overlayfs"), "{error}");
+    }
+
+    fn only(kind: &str, source: &Path, options: &[&str]) -> Root {
+        Root::Mounts(vec![Mount {
+            kind: kind.to_owned(),
+            source: source.display().to_string(),
+            target: String::new(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+        }])
+    }
+
+    #[test]
+    fn an_image_file_becomes_a_disk() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let root = only("ext4", image.path(), &["loop", "noatime"]);
+        let disk = root.disk().expect("there").expect("a disk");
+        assert!(!disk.read_only());
+        let slot = Slot::in_slot(9).expect("a slot");
+        let told = root.for_guest(String::new(), Some(slot));
+        let block = told.block();
+        assert_eq!(block.device, "/run/bulkhead/disks/9");
+        assert_eq!(
+            (block.overlay, &block.options[..]),
+            (false, &["noatime".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_read_only_and_has_a_layer_for_mount_points() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let slot = Slot::in_slot(9).expect("a slot");
+        for root in [
+            only("ext4", image.path(), &["ro"]),
+            only("erofs", image.path(), &[]),
+        ] {
+            assert!(root.disk().expect("there").expect("a disk").read_only());
+            assert!(root.for_guest(String::new(), Some(slot)).block().overlay);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_cannot_mount_is_no_disk() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        assert!(
+            only("xfs", image.path(), &[])
+                .disk()
+                .expect("read")
+                .is_none()
+        );
+        let error = only("ext4", Path::new("/nonexistent/i"), &[])
+            .disk()
+            .expect_err("missing");
+        assert!(error.to_string().contains("/nonexistent/i"), "{error}");
+        let error = only("erofs", image.path(), &["device=/b"])
+            .disk()
+            .expect_err("two files");
+        assert!(crate::text::chain(&error).contains("device=/b"), "{error}");
     }
 }

@@ -3,7 +3,9 @@
 use std::{io, os::fd::AsRawFd, path::Path};
 
 use nix::sys::socket::{MsgFlags, recv};
-use protocol::{AGENT_PORT, STREAM_PORT, StreamId, agent_ttrpc::AgentClient};
+use protocol::{
+    AGENT_PORT, FORWARD_PORT, LOOKUP_PORT, STREAM_PORT, StreamId, agent_ttrpc::AgentClient,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
@@ -22,6 +24,16 @@ pub(super) async fn client(vsock: &Path) -> io::Result<AgentClient> {
 /// Opens a standard stream by the name that the agent will know it by.
 pub(super) async fn stream(vsock: &Path, id: StreamId) -> io::Result<UnixStream> {
     connect(vsock, STREAM_PORT, &id.to_bytes()).await
+}
+
+/// Opens a stream that leads to the guest's loopback.
+pub(super) async fn forward(vsock: &Path) -> io::Result<UnixStream> {
+    connect(vsock, FORWARD_PORT, &[]).await
+}
+
+/// Opens a stream for questions to a name server.
+pub(super) async fn lookup(vsock: &Path) -> io::Result<UnixStream> {
+    connect(vsock, LOOKUP_PORT, &[]).await
 }
 
 /// Connects to a port of the guest through the VMM's socket; `first` are the stream's first bytes.

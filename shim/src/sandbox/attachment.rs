@@ -9,6 +9,7 @@ use std::{
     io::Write as _,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::{
@@ -29,21 +30,28 @@ use crate::{
 /// The file that the namespace is mounted on.
 const NAMESPACE: &str = "netns";
 
+/// How long dropping attachments may take: nothing else is served meanwhile, and somebody may have
+/// asked for the end. What is not undone then is what a killed process leaves.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a sandbox is attached to. Dropping it undoes that.
 #[derive(Debug)]
 pub(super) struct Attachments {
     state: PathBuf,
     keeper: Keeper,
     attached: Vec<Attached>,
+    /// Whether it was undone, or is left to others.
+    is_over: bool,
     _reserved: Vec<cni::Reserved>,
 }
 
 impl Attachments {
-    /// Attaches `namespace` as `plan` says. It waits for the plug-ins.
+    /// Attaches `namespace` as `plan` says. It waits for the plug-ins; whoever does not want to wait
+    /// any more drops it.
     ///
     /// # Errors
     /// When it cannot; what was made is undone.
-    pub(super) fn make(
+    pub(super) async fn make(
         state: &StateDir,
         namespace: &OwnedFd,
         plan: cni::Plan,
@@ -54,6 +62,7 @@ impl Attachments {
             state: state.path().to_owned(),
             keeper: state.keeper(),
             attached: Vec::new(),
+            is_over: false,
             _reserved: plan.reserved,
         };
         let mounted = || {
@@ -76,21 +85,16 @@ impl Attachments {
                 _ => Vec::new(),
             };
             let interface = format!("eth{number}");
-            let mut attached = Attached::new(network, (&container, &path), interface)
+            let attached = Attached::new(network, (&container, &path), interface)
                 .with(ports, plan.plugins.clone());
             attached.check()?;
-            let made = state
-                .record(&Made::Attachment {
-                    attached: Box::new(attached.clone()),
-                })
-                .map_err(Error::from)
-                .and_then(|()| attached.add().map_err(Error::from))
-                .and_then(|()| {
-                    let attached = Box::new(attached.clone());
-                    Ok(state.record(&Made::Attachment { attached })?)
-                });
+            record(state, &attached)?;
+            // From here on it is undone, however far it comes.
             this.attached.push(attached);
-            made?;
+            if let Some(attached) = this.attached.last_mut() {
+                attached.add().await?;
+                record(state, attached)?;
+            }
         }
         if let Some((hosts, name)) = &plan.hosts {
             this.tell(hosts, name).map_err(|source| Error::Make {
@@ -118,17 +122,45 @@ impl Attachments {
     }
 }
 
-impl Drop for Attachments {
-    fn drop(&mut self) {
-        if let Err(error) = detach(self.attached.iter().rev(), &self.state) {
-            let error = text::chain(&error);
-            tracing::warn!(
-                error,
-                "the network keeps something of the container; `bulkhead gc` tries again"
-            );
-            self.keeper.keep();
+impl Attachments {
+    /// Undoes it, while other tasks go on.
+    pub(super) async fn remove(mut self) {
+        let mut removed = Ok(());
+        while let (Ok(()), Some(attached)) = (&removed, self.attached.last()) {
+            removed = attached.remove().await;
+            self.attached.pop();
+        }
+        self.finish(removed);
+    }
+
+    fn finish(&mut self, removed: Result<(), cni::Error>) {
+        self.is_over = true;
+        match removed {
+            Ok(()) => forget_namespace(&self.state),
+            Err(error) => {
+                let error = text::chain(&error);
+                tracing::warn!(
+                    error,
+                    "the network keeps something of the container; `bulkhead gc` tries again"
+                );
+                self.keeper.keep();
+            }
         }
     }
+}
+
+impl Drop for Attachments {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let removed = cni::remove_now(self.attached.iter().rev(), Some(PATIENCE));
+            self.finish(removed);
+        }
+    }
+}
+
+fn record(state: &StateDir, attached: &Attached) -> Result<(), Error> {
+    let attached = Box::new(attached.clone());
+    Ok(state.record(&Made::Attachment { attached })?)
 }
 
 /// Undoes what a killed owner of `state` made of it.
@@ -144,16 +176,13 @@ pub(super) fn undo_leftover(made: &[Made], state: &Path) -> Result<(), cni::Erro
             attached.push(one);
         }
     }
-    detach(attached.into_iter(), state)
+    cni::remove_now(attached.into_iter(), None)?;
+    forget_namespace(state);
+    Ok(())
 }
 
-fn detach<'a>(
-    attached: impl Iterator<Item = &'a Attached>,
-    state: &Path,
-) -> Result<(), cni::Error> {
-    for attached in attached {
-        attached.remove()?;
-    }
+/// Takes the namespace's name away.
+fn forget_namespace(state: &Path) {
     let path = state.join(NAMESPACE);
     match umount2(&path, MntFlags::MNT_DETACH) {
         Ok(()) => {}
@@ -162,5 +191,4 @@ fn detach<'a>(
         Err(errno) => tracing::warn!(path = %path.display(), %errno, "a mount stays behind"),
     }
     let _ = fs::remove_file(path);
-    Ok(())
 }

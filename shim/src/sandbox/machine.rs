@@ -45,6 +45,7 @@ pub(super) struct Parts {
     pub(super) resources: Resources,
     pub(super) console: OwnedFd,
     pub(super) vsock: OwnedFd,
+    pub(super) control: OwnedFd,
     pub(super) ready: OwnedFd,
     /// The network's.
     pub(super) cards: Vec<Card>,
@@ -104,7 +105,7 @@ pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig
         memory_mib: size.memory_mib,
         kvm: Some(launch.pass(parts.resources.kvm)),
         console_log: Some(launch.pass(parts.console)),
-        control: None,
+        control: Some(launch.pass(parts.control)),
         serial: None,
         devices,
     }

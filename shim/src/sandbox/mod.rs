@@ -17,20 +17,23 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use protocol::{
     Hello, HelloError, StreamId,
-    agent::{ConfigureGuestRequest, ConfigureGuestResponse, SharedDirectory},
+    agent::{ConfigureGuestRequest, ConfigureGuestResponse, Empty, SharedDirectory},
     agent_ttrpc::AgentClient,
 };
-use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
+use tokio::{io::AsyncReadExt, net::UnixStream, sync::Notify, time::timeout};
 
 mod agent;
 mod attachment;
 pub mod console;
+mod disks;
 mod machine;
+mod plugging;
+mod pulse;
 mod resources;
 mod shared;
 mod state;
@@ -39,15 +42,21 @@ mod vmm;
 
 pub use console::Console;
 pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Media, Size, cmdline};
+pub use pulse::Pace;
+pub(crate) use pulse::Signs;
 pub use resources::{Error as ResourceError, Files, Resources, open_directory, open_kvm};
 pub use shared::{Error as SharedError, Given, Place, ReadOnly, SharedTree};
 pub use state::{Error as StateError, Made, Owner, StateDir};
 pub use trace::{Record, Span, Trace};
 pub use vmm::Death;
 
-use self::{attachment::Attachments, vmm::Vmm};
+use self::{
+    attachment::Attachments,
+    plugging::Wires,
+    vmm::{Verdict, Vmm},
+};
 use crate::{
-    cgroup::{CgroupPlan, HostCgroup},
+    cgroup::{self, Admission, CgroupPlan, HostCgroup},
     cni,
     hooks::{self, HostHooks, Moment},
     id::{ContainerId, Namespace},
@@ -64,7 +73,7 @@ const CALL: Duration = Duration::from_secs(30);
 const CALL_FOR_CPU: Duration = Duration::from_secs(2);
 
 /// How long after the end of a connection the end of the VMM is waited for.
-const DEATH: Duration = Duration::from_millis(500);
+const DEATH: Duration = Duration::from_secs(5);
 
 /// The lines of the guest's console in an error.
 const CONSOLE_LINES: usize = 8;
@@ -93,8 +102,10 @@ pub struct Plan {
     pub surroundings: Surroundings,
     /// The guest's host name.
     pub hostname: String,
-    /// How long the guest may take to boot.
+    /// How long the guest may take to boot, and at least for what a start asks of it.
     pub deadline: Duration,
+    /// How long its agent may be silent.
+    pub pace: Pace,
 }
 
 /// What of the host a sandbox is put into.
@@ -125,16 +136,23 @@ pub enum Purpose {
 /// was made for it.
 pub struct Sandbox {
     agent: AgentClient,
+    signs: Signs,
+    pace: Pace,
     vmm: Vmm,
     console: Console,
     tree: Option<Arc<SharedTree>>,
-    network: Mutex<Option<Network>>,
+    wires: Mutex<Option<Wires>>,
+    /// Held while cards are plugged in and told of.
+    plugging: tokio::sync::Mutex<()>,
     attachments: Mutex<Option<Attachments>>,
+    /// Told when nobody wants to wait for the network's end any more.
+    hurry: Notify,
     cgroup: Mutex<Option<HostCgroup>>,
     state: StateDir,
     trace: Trace,
     size: Size,
     hostname: String,
+    boot_deadline: Duration,
     /// When the guest's clock began, on the trace's.
     guest_epoch_ns: u64,
 }
@@ -157,6 +175,27 @@ pub enum Error {
     /// Networks that it is attached to.
     #[error(transparent)]
     Attach(#[from] cni::Error),
+    /// A card for an interface that came later.
+    #[error("cannot plug a card for the pod's interface {name:?} into the virtual machine")]
+    Plug {
+        /// The interface.
+        name: String,
+        /// What the VMM said.
+        #[source]
+        source: ::vmm::control::Error,
+    },
+    /// The cgroup is another container's.
+    #[error(
+        "the cgroup {} has processes of another container; name another by linux.cgroupsPath, or choose another id",
+        path.display()
+    )]
+    CgroupTaken {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// A disk that is plugged in or taken out.
+    #[error("cannot change the disks of the virtual machine")]
+    Disk(#[source] ::vmm::control::Error),
     /// The tree of files that it shares with the host.
     #[error(transparent)]
     Shared(#[from] SharedError),
@@ -186,6 +225,16 @@ pub enum Error {
     )]
     BootDeadline {
         /// The deadline.
+        seconds: u64,
+        /// The guest's last lines.
+        console: ConsoleTail,
+    },
+    /// The guest went away before, and its VMM did not.
+    #[error(
+        "the guest broke its connection to the host off before its agent was ready, and its virtual machine has not ended after {seconds} s; try `bulkhead check`{console}"
+    )]
+    BootHangUp {
+        /// How long its end was waited for, with the boot.
         seconds: u64,
         /// The guest's last lines.
         console: ConsoleTail,
@@ -232,17 +281,20 @@ pub enum Error {
     },
 }
 
-/// The guest's last lines, as they are appended to an error.
+/// The guest's last lines, as they are appended to an error; none where they tell nothing.
 #[derive(Debug)]
-pub struct ConsoleTail(Vec<String>);
+pub struct ConsoleTail(Option<Vec<String>>);
 
 impl std::fmt::Display for ConsoleTail {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("; the guest's console is empty");
+        match self.0.as_deref() {
+            None => Ok(()),
+            Some([]) => f.write_str("; the guest's console is empty"),
+            Some(lines) => {
+                f.write_str("; the guest's console ends with:")?;
+                lines.iter().try_for_each(|line| write!(f, "\n  | {line}"))
+            }
         }
-        f.write_str("; the guest's console ends with:")?;
-        self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
     }
 }
 
@@ -261,19 +313,31 @@ impl Sandbox {
             relay,
             attach,
         } = plan.surroundings;
-        let cgroup = put_into_cgroup(&state, cgroup, relay)?;
-        if let Some(hooks) = hooks {
+        let making = trace.span("cgroup made");
+        let cgroup = made_cgroup(&state, cgroup)?;
+        drop(making);
+        let admit = || match (&cgroup, relay) {
+            (Some(cgroup), Some(pid)) => cgroup.admit(pid),
+            _ => Admission::default(),
+        };
+        let mut admission = None;
+        if let Some(hooks) = hooks.filter(|hooks| hooks.has(Moment::Create)) {
+            // They may look where the process is.
+            admission.insert(admit()).done().await;
             hooks.run(Moment::Create).await?;
         }
-        let attachments = attached(&state, network.as_ref(), attach, trace)?;
+        let attachments = attached(&state, network.as_ref(), attach, trace).await?;
         // Whatever hooks and plug-ins made in it is there now.
+        let joining = trace.span("network joined");
         let (network, cards) = match plan.purpose {
             Purpose::Containers => joined(network)?,
             Purpose::Probe => (None, Vec::new()),
         };
+        drop(joining);
         let resources = Resources::open(&plan.files)?;
         let console = Console::new().map_err(make("the console's ring"))?;
         let vsock = state.listen(VSOCK)?;
+        let control = state.listen(CONTROL)?;
         let (ready, theirs) = StdUnixStream::pair().map_err(make("a socket pair"))?;
         let tree = match plan.purpose {
             Purpose::Containers => Some(SharedTree::make(&state)?),
@@ -294,6 +358,7 @@ impl Sandbox {
             cards,
             console: console.for_vmm().map_err(make("a descriptor"))?,
             vsock: vsock.into(),
+            control: control.into(),
             ready: theirs.into(),
             shared: top.map_err(make("a descriptor"))?,
             media: plan.media,
@@ -304,32 +369,38 @@ impl Sandbox {
         let vmm = Vmm::launch(launch, &config).map_err(Error::Launch)?;
         drop(spawning);
         tracing::debug!(pid = vmm.pid(), "the VMM runs");
+        // Not before: the kernel puts the VMM into its cgroup only when nobody else is on the way.
+        let mut admission = admission.unwrap_or_else(admit);
+        let wires = network.map(|network| Wires::new(network, state.short_path(VSOCK)));
 
         let spawned_ns = trace.now_ns();
         let hello = hello(ready, &vmm, &console, plan.deadline).await?;
         let guest_epoch_ns = draw_boot(trace, spawned_ns, hello);
         let connecting = trace.span("agent connected");
         let path = state.short_path(VSOCK);
-        let agent = connected(
-            &vmm,
-            &console,
-            "connecting to the agent",
-            agent::client(&path),
-        );
-        let agent = agent.await?;
+        let doing = "connecting to the agent";
+        let patience = CALL.max(plan.deadline);
+        let client = agent::client(&path);
+        let agent = connected((&vmm, &console), doing, patience, client).await?;
         drop(connecting);
+        admission.done().await;
         Ok(Self {
             agent,
+            signs: Signs::default(),
+            pace: plan.pace,
             vmm,
             console,
             tree,
-            network: Mutex::new(network),
+            wires: Mutex::new(wires),
+            plugging: tokio::sync::Mutex::default(),
             attachments: Mutex::new(attachments),
+            hurry: Notify::new(),
             cgroup: Mutex::new(cgroup),
             state,
             trace: trace.clone(),
             size: plan.size,
             hostname: plan.hostname,
+            boot_deadline: plan.deadline,
             guest_epoch_ns,
         })
     }
@@ -339,7 +410,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the agent refuses or the machine ends.
-    pub async fn configure(&self) -> Result<ConfigureGuestResponse, Error> {
+    pub async fn configure(&self, shm_bytes: Option<u64>) -> Result<ConfigureGuestResponse, Error> {
         let _span = self.trace.span("guest configured");
         let request = ConfigureGuestRequest {
             version: protocol::VERSION,
@@ -348,31 +419,29 @@ impl Sandbox {
             hostname: self.hostname.clone(),
             online_cpus: u32::from(self.size.cpus),
             shared_directories: self.shared_directories(),
+            shm_bytes: shm_bytes.unwrap_or_default(),
             ..Default::default()
         };
-        let network = match &*self.network() {
-            Some(network) => Some(network.request()?),
+        let network = match &mut *self.wires() {
+            Some(wires) => wires.news()?,
             None => None,
         };
-        let configuring = self.call("configuring the guest", async |agent| {
+        let configuring = self.call_at_start("configuring the guest", async |agent| {
             agent.configure_guest(no_limit(), &request).await
         });
         // The agent takes one after the other.
         let connecting = async {
-            let Some(network) = network.filter(|network| !network.interfaces.is_empty()) else {
-                return Ok(());
-            };
-            let connected = self.call("setting the guest's network up", async |agent| {
-                agent.configure_network(no_limit(), &network).await
-            });
-            connected.await.map(drop)
+            match network {
+                Some(network) => self.tell_network(network).await,
+                None => Ok(()),
+            }
         };
         let (guest, ()) = tokio::try_join!(configuring, connecting)?;
         Ok(guest)
     }
 
-    fn network(&self) -> MutexGuard<'_, Option<Network>> {
-        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wires(&self) -> MutexGuard<'_, Option<Wires>> {
+        self.wires.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets limits of its cgroup anew.
@@ -383,16 +452,12 @@ impl Sandbox {
         }
     }
 
-    /// Makes the cgroup of a further container, in which the process `relay` stands for it.
+    /// Makes the cgroup of a further container.
     ///
     /// # Errors
     /// When it cannot be noted.
-    pub fn further_cgroup(
-        &self,
-        plan: Option<CgroupPlan>,
-        relay: Option<u32>,
-    ) -> Result<Option<HostCgroup>, Error> {
-        put_into_cgroup(&self.state, plan, relay)
+    pub fn further_cgroup(&self, plan: Option<CgroupPlan>) -> Result<Option<HostCgroup>, Error> {
+        made_cgroup(&self.state, plan)
     }
 
     fn shared_directories(&self) -> Vec<SharedDirectory> {
@@ -404,7 +469,8 @@ impl Sandbox {
         self.tree.as_ref().map(shared).into_iter().collect()
     }
 
-    /// Calls the agent, which must answer soon. The death of the VMM ends the call at once.
+    /// Lets the agent do something, which must be done soon. The death of the VMM ends the call at
+    /// once.
     ///
     /// # Errors
     /// When the agent refuses or is silent, or the machine ends.
@@ -413,7 +479,20 @@ impl Sandbox {
         doing: &'static str,
         call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
     ) -> Result<T, Error> {
-        let deadline = CALL + CALL_FOR_CPU * u32::from(self.size.cpus);
+        self.call_within(self.soon(), doing, call).await
+    }
+
+    /// As [`Sandbox::call`], for what a start waits for: who lets a guest boot for longer lets it do
+    /// this for longer, too.
+    ///
+    /// # Errors
+    /// As [`Sandbox::call`].
+    pub async fn call_at_start<T>(
+        &self,
+        doing: &'static str,
+        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
+        let deadline = (CALL + CALL_FOR_CPU * u32::from(self.size.cpus)).max(self.boot_deadline);
         self.call_within(deadline, doing, call).await
     }
 
@@ -427,10 +506,45 @@ impl Sandbox {
         doing: &'static str,
         call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
     ) -> Result<T, Error> {
+        let work = self.signs.work();
+        let done = self.ask_within(deadline, doing, call).await;
+        if let Ok(_) | Err(Error::Refused { .. }) = done {
+            work.done();
+        }
+        done
+    }
+
+    /// As [`Sandbox::call`], for what an agent answers at once: nothing of it waits for a disk, or
+    /// for files of the host.
+    ///
+    /// # Errors
+    /// As [`Sandbox::call`].
+    pub async fn ask<T>(
+        &self,
+        doing: &'static str,
+        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
+        self.ask_within(self.soon(), doing, call).await
+    }
+
+    /// As [`Sandbox::ask`], with a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Sandbox::call`].
+    pub async fn ask_within<T>(
+        &self,
+        deadline: Duration,
+        doing: &'static str,
+        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
         let seconds = deadline.as_secs();
         timeout(deadline, self.wait(doing, call))
             .await
             .unwrap_or(Err(Error::CallDeadline { doing, seconds }))
+    }
+
+    fn soon(&self) -> Duration {
+        CALL + CALL_FOR_CPU * u32::from(self.size.cpus)
     }
 
     /// Calls the agent for something that may take for ever. The death of the VMM ends the call
@@ -448,6 +562,9 @@ impl Sandbox {
             answer = call(&self.agent) => answer,
             () = self.vmm.ended() => return Err(death(doing, &self.vmm, &self.console)),
         };
+        if let Ok(_) | Err(ttrpc::Error::RpcStatus(_)) = answer {
+            self.signs.heard();
+        }
         match answer {
             Ok(answer) => Ok(answer),
             Err(ttrpc::Error::RpcStatus(status)) => Err(Error::Refused {
@@ -461,6 +578,38 @@ impl Sandbox {
         }
     }
 
+    /// Looks after the agent until the machine ends, which is what becomes of it when the agent
+    /// says nothing for too long.
+    pub async fn look_after_agent(&self) {
+        let asking = async || {
+            let ping = self.wait("asking for a sign of life", async |agent| {
+                agent.ping(no_limit(), &Empty::default()).await
+            });
+            if let Err(error) = ping.await {
+                tracing::debug!(%error, "the agent does not answer");
+            }
+            // Nothing else happens, or it would not have been asked.
+            sys::give_back();
+        };
+        let machine = pulse::Machine {
+            pid: self.vmm.pid(),
+            control: self.state.short_path(CONTROL),
+        };
+        tokio::select! {
+            biased;
+            () = self.vmm.ended() => {}
+            silent = pulse::silence(&self.signs, self.pace, machine, asking) => {
+                let seconds = silent.as_secs();
+                self.vmm.condemn(Verdict::Silent { seconds });
+            }
+        }
+    }
+
+    /// Where it is noted that the agent was heard.
+    pub(crate) fn signs(&self) -> &Signs {
+        &self.signs
+    }
+
     /// Opens a standard stream by its name.
     ///
     /// # Errors
@@ -468,7 +617,8 @@ impl Sandbox {
     pub async fn stream(&self, id: StreamId) -> Result<UnixStream, Error> {
         let path = self.state.short_path(VSOCK);
         let doing = "opening a standard stream";
-        connected(&self.vmm, &self.console, doing, agent::stream(&path, id)).await
+        let machine = (&self.vmm, &self.console);
+        connected(machine, doing, CALL, agent::stream(&path, id)).await
     }
 
     /// A place in the shared tree for one more container.
@@ -483,20 +633,75 @@ impl Sandbox {
         Ok(tree.place()?)
     }
 
-    /// Why the machine is not there any more while `doing` was done; nothing while it is.
-    pub fn death(&self, doing: &'static str) -> Option<Error> {
-        let over = self.vmm.has_ended();
-        over.then(|| death(doing, &self.vmm, &self.console))
+    /// Whether the machine is not there any more.
+    pub fn has_ended(&self) -> bool {
+        self.vmm.has_ended()
     }
 
-    /// Ends the machine at once, without waiting.
+    /// Why the machine failed while `doing` was done; nothing while it runs, or if it ended because
+    /// nobody needed it any more.
+    pub fn failure(&self, doing: &'static str) -> Option<Error> {
+        let death = self
+            .has_ended()
+            .then(|| death(doing, &self.vmm, &self.console))?;
+        match &death {
+            Error::Death { death, .. } if death.is_dismissal() => None,
+            _ => Some(death),
+        }
+    }
+
+    /// Ends the machine at once, without waiting, as nobody needs it any more.
+    pub fn dismiss(&self) {
+        self.vmm.condemn(Verdict::Dismissed);
+    }
+
+    /// Ends the machine at once, without waiting, as it did not end what was to end in it.
     pub fn kill(&self) {
-        self.vmm.kill();
+        self.vmm.condemn(Verdict::Deaf);
     }
 
     /// Waits for the machine's end.
     pub async fn ended(&self) {
         self.vmm.ended().await;
+    }
+
+    /// Leaves the networks that it was attached to, while other tasks go on. The machine has ended.
+    pub async fn leave_networks(&self) {
+        drop(self.wires().take());
+        let attachments = {
+            let mut attachments = self.attachments();
+            attachments.take()
+        };
+        if let Some(attachments) = attachments {
+            tokio::select! {
+                biased;
+                () = attachments.remove() => {}
+                () = self.hurry.notified() => {}
+            }
+        }
+    }
+
+    /// Has the networks be left soon, though a plug-in may not be done: what it does not undo is
+    /// left as by a killed process.
+    pub fn hurry(&self) {
+        self.hurry.notify_one();
+    }
+
+    fn attachments(&self) -> MutexGuard<'_, Option<Attachments>> {
+        self.attachments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes its cgroup, once those that are in it have ended, while other tasks go on.
+    pub async fn leave_cgroup(&self) {
+        let cgroup = {
+            let mut cgroup = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
+            cgroup.take()
+        };
+        if let Some(cgroup) = cgroup {
+            cgroup.end().await;
+        }
     }
 
     /// Ends the machine and removes what was made for it. Twice is as good as once.
@@ -505,13 +710,8 @@ impl Sandbox {
         if let Some(tree) = &self.tree {
             tree.release();
         }
-        drop(self.network().take());
-        let mut attachments = self
-            .attachments
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        drop(attachments.take());
-        drop(attachments);
+        drop(self.wires().take());
+        drop(self.attachments().take());
         let mut cgroup = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
         drop(cgroup.take());
         self.state.remove();
@@ -567,24 +767,20 @@ impl std::fmt::Debug for Sandbox {
 }
 
 /// Makes a container's cgroup, if one is wanted and can be had.
-fn put_into_cgroup(
-    state: &StateDir,
-    plan: Option<CgroupPlan>,
-    relay: Option<u32>,
-) -> Result<Option<HostCgroup>, Error> {
+fn made_cgroup(state: &StateDir, plan: Option<CgroupPlan>) -> Result<Option<HostCgroup>, Error> {
     let Some((plan, path)) = plan.and_then(|plan| Some((plan.clone(), plan.place()?))) else {
         return Ok(None);
     };
-    state.record(&Made::Cgroup { path })?;
-    let cgroup = plan.make();
-    if let (Some(cgroup), Some(relay)) = (&cgroup, relay) {
-        cgroup.admit(relay);
+    if cgroup::is_taken(&path) {
+        // Not even noted: what is noted is removed, with those that are in it.
+        return Err(Error::CgroupTaken { path });
     }
-    Ok(cgroup)
+    state.record(&Made::Cgroup { path })?;
+    Ok(plan.make())
 }
 
 /// Attaches the namespace to networks, if that is planned.
-fn attached(
+async fn attached(
     state: &StateDir,
     namespace: Option<&OwnedFd>,
     plan: Option<cni::Plan>,
@@ -593,7 +789,7 @@ fn attached(
     match (plan, namespace) {
         (Some(plan), Some(namespace)) if !plan.networks.is_empty() => {
             let _span = trace.span("network attached");
-            Attachments::make(state, namespace, plan).map(Some)
+            Attachments::make(state, namespace, plan).await.map(Some)
         }
         _ => Ok(None),
     }
@@ -611,6 +807,9 @@ fn joined(namespace: Option<OwnedFd>) -> Result<(Option<Network>, Vec<Card>), Er
 
 const VSOCK: &str = "vsock.sock";
 
+/// Where the VMM takes commands.
+const CONTROL: &str = "vmm.sock";
+
 /// Deadlines are kept here, where the death of the VMM is seen too.
 pub(crate) fn no_limit() -> ttrpc::context::Context {
     ttrpc::context::with_timeout(0)
@@ -625,21 +824,35 @@ async fn hello(
 ) -> Result<Hello, Error> {
     ready.set_nonblocking(true).map_err(make("a socket pair"))?;
     let mut ready = UnixStream::from_std(ready).map_err(make("a socket pair"))?;
+    let begin = Instant::now();
     let mut bytes = [0; Hello::LEN];
     let heard = tokio::select! {
         biased;
         heard = timeout(deadline, ready.read_exact(&mut bytes)) => heard,
         () = vmm.ended() => Ok(Err(io::ErrorKind::UnexpectedEof.into())),
     };
+    let tail = || ConsoleTail(Some(console.last_lines(CONSOLE_LINES)));
     match heard {
-        Ok(Ok(_)) => Ok(Hello::from_bytes(&bytes)?),
-        Ok(Err(source)) => match broken("waiting for the agent", vmm, console, source).await {
-            Error::Death { death, console, .. } => Err(Error::BootDeath { death, console }),
-            other => Err(other),
-        },
-        Err(_) => Err(Error::BootDeadline {
-            seconds: deadline.as_secs(),
-            console: ConsoleTail(console.last_lines(CONSOLE_LINES)),
+        Ok(Ok(_)) => return Ok(Hello::from_bytes(&bytes)?),
+        Ok(Err(error)) => tracing::debug!(%error, "the guest says nothing any more"),
+        Err(_) => {
+            return Err(Error::BootDeadline {
+                seconds: deadline.as_secs(),
+                console: tail(),
+            });
+        }
+    }
+    // A process closes what it has open before it has ended, and a machine takes its time for what
+    // is between: as long as a boot may take, its death is waited for, which is the reason.
+    let patience = deadline.saturating_sub(begin.elapsed()).max(DEATH);
+    match timeout(patience, vmm.ended()).await {
+        Ok(()) => Err(Error::BootDeath {
+            death: vmm.death(),
+            console: tail(),
+        }),
+        Err(_) => Err(Error::BootHangUp {
+            seconds: begin.elapsed().as_secs(),
+            console: tail(),
         }),
     }
 }
@@ -660,19 +873,19 @@ fn draw_boot(trace: &Trace, spawned_ns: u64, hello: Hello) -> u64 {
 
 /// Waits for a connection with a deadline; the VMM's death ends it.
 async fn connected<T>(
-    vmm: &Vmm,
-    console: &Console,
+    (vmm, console): (&Vmm, &Console),
     doing: &'static str,
+    patience: Duration,
     connection: impl Future<Output = io::Result<T>>,
 ) -> Result<T, Error> {
     tokio::select! {
         biased;
-        result = timeout(CALL, connection) => match result {
+        result = timeout(patience, connection) => match result {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(source)) => Err(broken(doing, vmm, console, source).await),
             Err(_) => Err(Error::CallDeadline {
                 doing,
-                seconds: CALL.as_secs(),
+                seconds: patience.as_secs(),
             }),
         },
         () = vmm.ended() => Err(death(doing, vmm, console)),
@@ -688,10 +901,12 @@ async fn broken(doing: &'static str, vmm: &Vmm, console: &Console, source: io::E
 }
 
 fn death(doing: &'static str, vmm: &Vmm, console: &Console) -> Error {
+    let death = vmm.death();
+    let lines = (!death.is_dismissal()).then(|| console.last_lines(CONSOLE_LINES));
     Error::Death {
         doing,
-        death: vmm.death(),
-        console: ConsoleTail(console.last_lines(CONSOLE_LINES)),
+        death,
+        console: ConsoleTail(lines),
     }
 }
 

@@ -3,8 +3,12 @@
 use std::{
     fmt,
     io::Read,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::ExitStatus,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use nix::{
@@ -26,10 +30,29 @@ const STDERR_MAX: usize = 4096;
 /// The VMM. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub(super) struct Vmm {
-    process: Process,
+    pid: u32,
+    process: Mutex<Process>,
     /// Readable when the process has ended; several may wait at once.
     ended: AsyncFd<OwnedFd>,
     stderr: std::fs::File,
+    /// Why it was ended by us, if it was and there is something to be said.
+    verdict: OnceLock<Verdict>,
+    /// What was read of it: several may ask how the process ended, and each is told the same.
+    words: Mutex<Vec<u8>>,
+}
+
+/// Why we ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nobody needs it any more.
+    Dismissed,
+    /// Something in its guest was to end and did not.
+    Deaf,
+    /// Its guest's agent says nothing.
+    Silent {
+        /// For so long.
+        seconds: u64,
+    },
 }
 
 /// How the VMM ended.
@@ -37,6 +60,14 @@ pub(super) struct Vmm {
 pub struct Death {
     status: Option<ExitStatus>,
     last_words: String,
+    verdict: Option<Verdict>,
+}
+
+impl Death {
+    /// Whether it was ended since nobody needed it any more, so that nothing is to be found out.
+    pub fn is_dismissal(&self) -> bool {
+        self.verdict == Some(Verdict::Dismissed)
+    }
 }
 
 impl Vmm {
@@ -52,36 +83,40 @@ impl Vmm {
             .try_clone_to_owned()
             .map_err(launch::Error::Prepare)?;
         Ok(Self {
-            process,
+            pid: process.pid(),
+            process: Mutex::new(process),
             ended: sys::watch_readable(pidfd).map_err(launch::Error::Prepare)?,
             stderr: stderr.into(),
+            verdict: OnceLock::new(),
+            words: Mutex::default(),
         })
     }
 
     /// Its pid.
     pub(super) fn pid(&self) -> u32 {
-        self.process.pid()
+        self.pid
     }
 
-    /// Ends it now and returns when it is over.
+    /// Ends it now and returns when it is over and nothing is left of it.
     pub(super) fn end(&self) {
-        if let Err(error) = self.process.kill() {
-            tracing::warn!(%error, "the VMM cannot be killed");
-            return;
+        let mut process = self.process();
+        if let Err(error) = process.kill().and_then(|()| process.wait()) {
+            tracing::warn!(%error, "the VMM cannot be ended");
         }
-        let mut ended = [PollFd::new(self.process.pidfd(), PollFlags::POLLIN)];
-        while poll(&mut ended, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
     }
 
     /// Whether it is over.
     pub(super) fn has_ended(&self) -> bool {
-        let mut ended = [PollFd::new(self.process.pidfd(), PollFlags::POLLIN)];
+        let mut ended = [PollFd::new(self.ended.get_ref().as_fd(), PollFlags::POLLIN)];
         poll(&mut ended, PollTimeout::ZERO) == Ok(1)
     }
 
-    /// Ends it now.
-    pub(super) fn kill(&self) {
-        if let Err(error) = self.process.kill() {
+    /// Ends it now, because of this; what it has died of already is the reason that is told.
+    pub(super) fn condemn(&self, verdict: Verdict) {
+        if !self.has_ended() {
+            let _ = self.verdict.set(verdict);
+        }
+        if let Err(error) = self.process().kill() {
             tracing::warn!(%error, "the VMM cannot be killed");
         }
     }
@@ -94,30 +129,23 @@ impl Vmm {
 
     /// How it ended, once [`Vmm::ended`] returned.
     pub(super) fn death(&self) -> Death {
-        let mut words = Vec::new();
-        let _ = (&self.stderr)
-            .take(STDERR_MAX as u64)
-            .read_to_end(&mut words);
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = STDERR_MAX.saturating_sub(words.len());
+        let _ = (&self.stderr).take(room as u64).read_to_end(&mut words);
         Death {
-            status: wait_status(&self.process),
+            status: self.process().try_wait().ok().flatten(),
             last_words: last_line(&words),
+            verdict: self.verdict.get().copied(),
         }
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn prepare(errno: nix::errno::Errno) -> launch::Error {
     launch::Error::Prepare(errno.into())
-}
-
-/// The status, left for the owner to reap.
-fn wait_status(process: &Process) -> Option<ExitStatus> {
-    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match waitid(Id::PIDFd(process.pidfd()), flags) {
-        Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
-        _ => None,
-    }
 }
 
 fn last_line(words: &[u8]) -> String {
@@ -127,11 +155,33 @@ fn last_line(words: &[u8]) -> String {
     printable(line.strip_prefix("bulkhead-vmm: ").unwrap_or(line), 500)
 }
 
+/// Who sends it who is not a person.
+fn hint(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGKILL => " (perhaps the host ran out of memory: its kernel's log tells)",
+        libc::SIGSYS => " (a system call that its jail does not allow)",
+        _ => "",
+    }
+}
+
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.verdict {
+            None => {}
+            Some(Verdict::Dismissed) => return f.write_str("its containers were deleted"),
+            Some(Verdict::Deaf) => return f.write_str("its guest did not end what was killed"),
+            Some(Verdict::Silent { seconds }) => {
+                return write!(
+                    f,
+                    "the agent has not answered for {seconds} s, while the virtual machine ran"
+                );
+            }
+        }
         let status = self.status.unwrap_or_default();
         match (self.status.is_some(), status.signal(), status.code()) {
-            (true, Some(signal), _) => write!(f, "the VMM was killed by signal {signal}")?,
+            (true, Some(signal), _) => {
+                write!(f, "the VMM was killed by signal {signal}{}", hint(signal))?;
+            }
             (true, None, Some(0)) => f.write_str("the guest powered itself off")?,
             (true, None, Some(3)) => f.write_str("the guest reset itself")?,
             (true, None, Some(4)) => f.write_str("the guest's CPU failed with a triple fault")?,
@@ -156,6 +206,7 @@ mod tests {
         Death {
             status: Some(ExitStatus::from_raw(raw)),
             last_words: last_line(words),
+            verdict: None,
         }
         .to_string()
     }
@@ -169,8 +220,33 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_was_ours_has_our_reason() {
+        let death = |verdict| Death {
+            status: Some(ExitStatus::from_raw(9)),
+            last_words: String::new(),
+            verdict: Some(verdict),
+        };
+        let dismissed = death(Verdict::Dismissed);
+        assert_eq!(dismissed.to_string(), "its containers were deleted");
+        assert!(dismissed.is_dismissal());
+        let deaf = death(Verdict::Deaf);
+        assert_eq!(deaf.to_string(), "its guest did not end what was killed");
+        assert!(!deaf.is_dismissal());
+        let silent = death(Verdict::Silent { seconds: 60 });
+        assert_eq!(
+            silent.to_string(),
+            "the agent has not answered for 60 s, while the virtual machine ran"
+        );
+        assert!(!silent.is_dismissal());
+    }
+
+    #[test]
     fn each_way_to_end_has_its_sentence() {
-        assert_eq!(death(9, b""), "the VMM was killed by signal 9");
+        assert_eq!(
+            death(9, b""),
+            "the VMM was killed by signal 9 (perhaps the host ran out of memory: its kernel's log tells)"
+        );
+        assert_eq!(death(11, b""), "the VMM was killed by signal 11");
         assert_eq!(death(0, b""), "the guest powered itself off");
         assert_eq!(death(3 << 8, b""), "the guest reset itself");
         assert_eq!(

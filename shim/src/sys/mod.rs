@@ -148,3 +148,16 @@ pub(crate) fn pass_descriptors<const N: usize>(
     unsafe { command.pre_exec(place) };
     Ok(())
 }
+
+/// Has the process of `command` killed when the thread that starts it ends.
+pub(crate) fn dies_with_its_parent(command: &mut Command) {
+    let bind = || {
+        // SAFETY: takes numbers.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec it makes one system call, which is async-signal-safe.
+    unsafe { command.pre_exec(bind) };
+}

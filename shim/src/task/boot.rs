@@ -1,6 +1,7 @@
 //! From a bundle to a running pod.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,9 +13,10 @@ use ttrpc::Code;
 use super::failure::Failure;
 use crate::{
     bundle::{self, Bundle, Role},
+    cgroup::{CgroupPlan, Layout},
     id::{ContainerId, Namespace},
     pod::{self, Pod, PodPlan},
-    sandbox::{Files, Media, Purpose, Surroundings, Trace},
+    sandbox::{Files, Media, Pace, Purpose, Surroundings, Trace},
     text::chain,
 };
 
@@ -52,25 +54,38 @@ pub(super) async fn pod(
         size,
         purpose: Purpose::Containers,
         media: Media::default(),
-        surroundings: Surroundings::default(),
+        surroundings: surroundings(id, &bundle)?,
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         deadline: DEADLINE,
+        pace: Pace::default(),
     };
     Ok(Pod::start(plan, &trace).await?)
 }
 
-/// Refuses a member of a pod that may use more memory than the pod's machine has.
-pub(super) fn fits(bundle: &Bundle, pod: &Pod) -> Result<(), Failure> {
-    let limit = bundle::limit_mib(bundle.spec());
-    let limit = limit.map_err(|error| Failure::invalid(chain(&error)))?;
-    let memory_mib = pod.sandbox().size().memory_mib;
-    match (bundle.role(), limit) {
-        (Role::Member { .. }, Some(limit)) if limit > memory_mib => Err(Failure::invalid(format!(
-            "linux.resources.memory.limit in config.json is {limit} MiB, and the machine of the pod \
-                 has {memory_mib} MiB: give the pod itself a limit, which sizes its machine by the \
-                 annotation {}",
-            bundle::POD_MEMORY
-        ))),
-        _ => Ok(()),
-    }
+/// What of the host the pod is put into. Hooks run when containerd makes the container: by then
+/// the machine is there to be named to them.
+fn surroundings(id: &ContainerId, bundle: &Bundle) -> Result<Surroundings, Failure> {
+    let open = |path: &Path| {
+        let problem = |error| {
+            let path = path.display();
+            let message = format!(
+                "cannot open the network namespace {path} of linux.namespaces in config.json: {error}"
+            );
+            Failure::invalid(message)
+        };
+        File::open(path).map_err(problem)
+    };
+    let network = bundle.network_path().map(open).transpose()?;
+    let spec = bundle.spec();
+    let cgroup = CgroupPlan::of(spec, id, Layout::seen_in(spec));
+    let cgroup = match bundle.role() {
+        // The little that it allows is meant for a process that does nothing.
+        Role::Sandbox => cgroup.unlimited(),
+        Role::First | Role::Member { .. } => cgroup,
+    };
+    Ok(Surroundings {
+        network: network.map(Into::into),
+        cgroup: Some(cgroup),
+        ..Surroundings::default()
+    })
 }

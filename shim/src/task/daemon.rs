@@ -70,7 +70,7 @@ impl Daemon {
         server.start().await.map_err(Error::Serve)?;
 
         let telling = async {
-            tasks.tell_all().await;
+            tokio::join!(tasks.tell_all(), tasks.log_death());
             // Without a pod nothing happens.
             std::future::pending::<()>().await;
         };

@@ -14,7 +14,10 @@ const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 const DEVICES: usize = 256;
 
 /// What the guest counted. Its numbers are its own claim.
-pub(super) fn metrics(stats: &ContainerStatsResponse) -> Any {
+///
+/// # Panics
+/// Never: a message of plain fields can always be written.
+pub fn metrics(stats: &ContainerStatsResponse) -> Any {
     let memory = |name: &str| stats.memory_stat.get(name).copied().unwrap_or(0);
     let event = |name: &str| stats.memory_events.get(name).copied().unwrap_or(0);
     let metrics = Metrics {

@@ -21,7 +21,7 @@ mod boot;
 pub mod daemon;
 pub mod events;
 mod failure;
-mod metrics;
+pub mod metrics;
 mod service;
 pub mod stdio;
 mod tasks;

@@ -127,6 +127,17 @@ impl Tasks {
         }
     }
 
+    /// Logs why the machine ended, with its last lines, unless it never ran.
+    pub(super) async fn log_death(&self) {
+        let Ok(pod) = self.pod().await else {
+            return;
+        };
+        pod.sandbox().ended().await;
+        if let Some(death) = pod.sandbox().failure("running the pod") {
+            tracing::warn!("{}", crate::text::chain(&death));
+        }
+    }
+
     fn tell(&self, event: pod::Event) {
         let pid = self.pid();
         let event = match event {
@@ -235,7 +246,6 @@ impl Tasks {
         let opening = async { Ok(Streams::open(&entry.names, owner).await?) };
         let (pod, streams) = tokio::try_join!(self.pod(), opening)?;
         let bundle = Bundle::load(bundle_path).map_err(pod::Error::from)?;
-        super::boot::fits(&bundle, pod)?;
         let placeholder = *bundle.role() == Role::Sandbox;
         let (stdio, kept) = split(streams);
         let new = NewContainer {

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     id::{ContainerId, Namespace},
     pod::{Pod, PodPlan},
-    sandbox::{Files, Purpose, Size, Surroundings, Trace},
+    sandbox::{Files, Pace, Purpose, Size, Surroundings, Trace},
 };
 
 /// A shim that serves a pod, and a client of it.
@@ -73,6 +73,7 @@ impl Shim {
             surroundings: Surroundings::default(),
             hostname: "web-0".to_owned(),
             deadline: Duration::from_secs(20),
+            pace: Pace::default(),
         };
         let pod = Pod::start(plan, &Trace::start()).await.expect("started");
         let invocation = Invocation {

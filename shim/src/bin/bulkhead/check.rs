@@ -8,7 +8,7 @@ use shim::{
     container::Signals,
     host::Host,
     id::{ContainerId, Namespace},
-    sandbox::{Media, Plan, Purpose, Sandbox, Size, Surroundings, Trace, open_kvm},
+    sandbox::{Media, Pace, Plan, Purpose, Sandbox, Size, Surroundings, Trace, open_kvm},
     text,
 };
 use vmm::probe::{API_VERSION, Offer, Speed};
@@ -16,6 +16,7 @@ use vmm::probe::{API_VERSION, Offer, Speed};
 use super::{
     cli::{CheckArgs, Global},
     run::unless_ended,
+    say::say,
 };
 
 /// How long KVM may take for a few loops. They are over in two seconds unless it hangs.
@@ -51,9 +52,9 @@ pub(crate) fn check(global: &Global, args: &CheckArgs) -> anyhow::Result<u8> {
     let report = examine(global, args)?;
     if args.json {
         let json = serde_json::to_string_pretty(&report).context("cannot write the report")?;
-        println!("{json}");
+        say(json)?;
     } else if !args.quiet {
-        print!("{}", report.text());
+        say(report.text())?;
     }
     Ok(u8::from(!report.ok))
 }
@@ -170,6 +171,7 @@ fn guest(global: &Global, args: &CheckArgs) -> anyhow::Result<Finding> {
         surroundings: Surroundings::default(),
         hostname: "check".to_owned(),
         deadline: Duration::from_secs(args.files.start_timeout),
+        pace: Pace::default(),
     };
     let trace = Trace::start();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -180,7 +182,7 @@ fn guest(global: &Global, args: &CheckArgs) -> anyhow::Result<Finding> {
         let mut signals = Signals::catch().context("cannot catch signals")?;
         let boot = async {
             let sandbox = Sandbox::start(plan, &trace).await?;
-            sandbox.configure().await
+            sandbox.configure(None).await
         };
         Ok::<_, anyhow::Error>(unless_ended(&mut signals, boot).await?)
     })?;

@@ -1,10 +1,6 @@
 //! `bulkhead events`: the counters of a container, once or again and again.
 
-use std::{
-    io::{self, Write},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -16,6 +12,7 @@ use shim::{
 use super::{
     cli::{EventsArgs, Global},
     home,
+    say::say,
 };
 
 /// Prints them.
@@ -24,14 +21,14 @@ pub(crate) fn events(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
     let home = home(global)?;
     let interval = duration(&args.interval)
         .with_context(|| format!("{:?} is no time such as 5s or 500ms", args.interval))?;
-    let mut kills = print(&home, &id, None)?;
+    let mut kills = told(&id, &counters(&home, &id)?, None)?;
     if args.stats {
         return Ok(0);
     }
     loop {
         thread::sleep(interval);
-        kills = match print(&home, &id, Some(kills)) {
-            Ok(kills) => kills,
+        let counters = match counters(&home, &id) {
+            Ok(counters) => counters,
             // Its end is the end of its events.
             Err(HomeError::NotFound | HomeError::NotRunning) => return Ok(0),
             Err(error) if home.state(&id).is_ok_and(|state| state.status != "stopped") => {
@@ -39,29 +36,37 @@ pub(crate) fn events(global: &Global, args: &EventsArgs) -> anyhow::Result<u8> {
             }
             Err(_) => return Ok(0),
         };
+        kills = told(&id, &counters, Some(kills))?;
     }
 }
 
-/// Prints the counters, and before them whether processes were killed for want of memory since
-/// there were `before` such kills. Returns how many there are now.
-fn print(home: &Home, id: &ContainerId, before: Option<u64>) -> Result<u64, HomeError> {
+/// What a container has used, and how often it was short of memory.
+struct Counters {
+    stats: Value,
+    oom_kills: u64,
+}
+
+fn counters(home: &Home, id: &ContainerId) -> Result<Counters, HomeError> {
     let request = Request::Stats { id: id.to_string() };
-    let mut data = home.ask(id, &request)?;
-    let kills = data
+    let mut stats = home.ask(id, &request)?;
+    let kills = stats
         .as_object_mut()
-        .and_then(|data| data.remove("oom_kills"));
-    let kills = kills.as_ref().and_then(Value::as_u64).unwrap_or_default();
-    let mut lines = Vec::new();
-    if before.is_some_and(|before| kills > before) {
-        lines.push(json!({"type": "oom", "id": id.as_str()}));
+        .and_then(|stats| stats.remove("oom_kills"));
+    Ok(Counters {
+        oom_kills: kills.as_ref().and_then(Value::as_u64).unwrap_or_default(),
+        stats,
+    })
+}
+
+/// Prints counters, and before them whether processes were killed for want of memory since there
+/// were `before` such kills. Returns how many there are now.
+fn told(id: &ContainerId, counters: &Counters, before: Option<u64>) -> anyhow::Result<u64> {
+    let Counters { stats, oom_kills } = counters;
+    if before.is_some_and(|before| *oom_kills > before) {
+        say(json!({"type": "oom", "id": id.as_str()}))?;
     }
-    lines.push(json!({"type": "stats", "id": id.as_str(), "data": data}));
-    let mut out = io::stdout().lock();
-    for line in lines {
-        // A reader that left needs no more.
-        let _ = writeln!(out, "{line}");
-    }
-    Ok(kills)
+    say(json!({"type": "stats", "id": id.as_str(), "data": stats}))?;
+    Ok(*oom_kills)
 }
 
 /// Reads a time as Go writes it.

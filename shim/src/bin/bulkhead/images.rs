@@ -7,18 +7,21 @@ use rootfs_builder::image::Listed;
 use serde_json::json;
 use shim::text::printable;
 
-use super::cli::{Format, ImagesArgs};
+use super::{
+    cli::{Format, ImagesArgs},
+    say::say,
+};
 
 /// Prints the images, those that were added last first.
 pub(crate) fn images(args: &ImagesArgs) -> anyhow::Result<u8> {
     let list = args.store.open()?.list()?;
     match args.format {
-        _ if args.quiet => list.iter().for_each(|image| println!("{}", image.id.hex())),
-        Format::Table => print!("{}", table(&list)),
+        _ if args.quiet => list.iter().try_for_each(|image| say(image.id.hex()))?,
+        Format::Table => say(table(&list))?,
         Format::Json => {
             let list: Vec<_> = list.iter().map(as_json).collect();
             let text = serde_json::to_string_pretty(&list).context("cannot write the list")?;
-            println!("{text}");
+            say(text)?;
         }
     }
     Ok(0)

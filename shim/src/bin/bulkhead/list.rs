@@ -8,6 +8,7 @@ use shim::oci::{HomeError, State};
 use super::{
     cli::{Format, Global, ListArgs},
     home,
+    say::say,
 };
 
 /// Prints them.
@@ -27,10 +28,10 @@ pub(crate) fn list(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
         }
     }
     match (args.quiet, args.format) {
-        (true, _) => states.iter().for_each(|state| println!("{}", state.id)),
-        (false, Format::Json) if states.is_empty() => println!("null"),
-        (false, Format::Json) => println!("{}", serde_json::to_string(&states)?),
-        (false, Format::Table) => print!("{}", table(&states)),
+        (true, _) => states.iter().try_for_each(|state| say(&state.id))?,
+        (false, Format::Json) if states.is_empty() => say("null")?,
+        (false, Format::Json) => say(serde_json::to_string(&states)?)?,
+        (false, Format::Table) => say(table(&states))?,
     }
     Ok(0)
 }

@@ -3,6 +3,9 @@
 //! Its exit status is the container's; 125 with one line `bulkhead: ...` on
 //! stderr is a failure of its own.
 
+// A reader that has gone is no panic: `say` prints.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -29,6 +32,7 @@ mod pull;
 mod rmi;
 mod run;
 mod run_image;
+mod say;
 mod simple;
 mod spec;
 mod state;
@@ -52,8 +56,10 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     if cli.version {
-        print!("{}", version::text());
-        return ExitCode::SUCCESS;
+        return match say::say(version::text()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(say::UNREAD_STATUS),
+        };
     }
     let Some(command) = cli.command else {
         let _ = Cli::command().print_help();
@@ -62,10 +68,11 @@ fn main() -> ExitCode {
     let logged = closed.and_then(|()| log::start(&cli.global));
     match logged.and_then(|()| carry_out(&cli.global, command, &trace)) {
         Ok(status) => ExitCode::from(status),
+        Err(error) if error.is::<say::Unread>() => ExitCode::from(say::UNREAD_STATUS),
         Err(error) => {
             let message = shim::text::chain(error.as_ref());
             tracing::error!("{message}");
-            eprintln!("bulkhead: {message}");
+            say::complain(format_args!("bulkhead: {message}\n"));
             ExitCode::from(exit_status(&error))
         }
     }

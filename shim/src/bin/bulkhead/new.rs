@@ -24,7 +24,7 @@ use shim::{
         Client, Console, Create, Found, Hosted, Kept, Record, Relay, Request, Stand, host_detached,
     },
     pod::{Input, NewContainer, PodPlan, Root, Stdio},
-    sandbox::{Media, Purpose, Size, Surroundings, Trace},
+    sandbox::{Media, Pace, Purpose, Size, Surroundings, Trace},
 };
 
 use super::{
@@ -114,6 +114,7 @@ impl New {
             media: std::mem::take(&mut self.media),
             hostname: spec.hostname().clone().unwrap_or_default(),
             deadline: Duration::from_secs(args.files.start_timeout),
+            pace: Pace::default(),
         }
     }
 

@@ -8,6 +8,7 @@ use shim::{id::ContainerId, oci::Request};
 use super::{
     cli::{Format, Global, PsArgs},
     home,
+    say::say,
 };
 
 /// A process in the guest.
@@ -27,7 +28,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     let home = home(global)?;
     let request = |id: &ContainerId| Request::Pids { id: id.to_string() };
     if args.format == Format::Json {
-        println!("{}", home.ask(&id, &request(&id))?);
+        say(home.ask(&id, &request(&id))?)?;
         return Ok(0);
     }
     let plain = ["-ef", "ef", "aux", "-aux"];
@@ -40,7 +41,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs) -> anyhow::Result<u8> {
     );
     let request = Request::Processes { id: id.to_string() };
     let processes: Vec<Process> = serde_json::from_value(home.ask(&id, &request)?)?;
-    print!("{}", table(&processes));
+    say(table(&processes))?;
     Ok(0)
 }
 

@@ -1,6 +1,6 @@
 //! `bulkhead pull`: an image from where it is into the store.
 
-use super::{cli::PullArgs, store::fetch};
+use super::{cli::PullArgs, say::say, store::fetch};
 
 /// Fetches the image and prints its id.
 pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<u8> {
@@ -13,6 +13,6 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<u8> {
         &args.access,
         args.quiet,
     )?;
-    println!("{}", stored.id);
+    say(stored.id)?;
     Ok(0)
 }

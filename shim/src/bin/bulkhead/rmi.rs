@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use rootfs_builder::image::Store;
 use shim::image::Location;
 
-use super::cli::RmiArgs;
+use super::{cli::RmiArgs, say::say};
 
 /// Removes what was named and says what went.
 pub(crate) fn rmi(args: &RmiArgs) -> anyhow::Result<u8> {
@@ -13,14 +13,12 @@ pub(crate) fn rmi(args: &RmiArgs) -> anyhow::Result<u8> {
         let removed = store
             .remove(&as_kept(&store, image)?, args.force)
             .with_context(|| format!("cannot remove {image:?}"))?;
-        removed
-            .names
-            .iter()
-            .for_each(|name| println!("Untagged: {name}"));
-        removed
-            .images
-            .iter()
-            .for_each(|id| println!("Deleted: {}", id.hex()));
+        for name in &removed.names {
+            say(format_args!("Untagged: {name}"))?;
+        }
+        for id in &removed.images {
+            say(format_args!("Deleted: {}", id.hex()))?;
+        }
     }
     Ok(0)
 }

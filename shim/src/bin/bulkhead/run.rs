@@ -27,6 +27,7 @@ use super::{
     home,
     new::{New, Unattended, possible, write_pid},
     run_image::{self, Place},
+    say::{complain, say},
 };
 
 /// A signal that came before everything was started.
@@ -176,7 +177,7 @@ fn detached_image(
         },
     };
     let status = detached(global, args, new, Some(unattended), trace)?;
-    println!("{id}");
+    say(id)?;
     Ok(status)
 }
 
@@ -234,19 +235,21 @@ impl Job {
         let raw = self.terminal.as_ref().map(Terminal::raw).transpose();
         let raw = raw.context("cannot change the mode of the terminal")?;
 
-        let attending = async {
-            unless_ended(&mut signals, pod.start_process(&first)).await??;
+        let attending = async |signals: &mut Signals| {
+            unless_ended(signals, pod.start_process(&first)).await??;
             keep_trace(pod, self.trace_to.as_ref())?;
-            attend(pod, &first, &mut signals, self.terminal.as_ref()).await
+            attend(pod, &first, signals, self.terminal.as_ref()).await
         };
         let ending = async {
-            let status = attending.await;
-            let lost = pod.sandbox().death("running the container");
-            if self.keep {
-                server.abandon().await;
-            } else {
-                server.remove(&id).await;
-            }
+            let status = attending(&mut signals).await;
+            let lost = pod.sandbox().failure("running the container");
+            let ended = async {
+                match self.keep {
+                    true => server.abandon().await,
+                    false => server.remove(&id).await,
+                }
+            };
+            unhurried(pod, &mut signals, ended).await;
             (status, lost)
         };
         let ((status, lost), ()) = tokio::join!(ending, server.run());
@@ -256,7 +259,7 @@ impl Job {
             return Err(pod::Error::from(error).into());
         }
         if let Some(None) = self.trace_to {
-            eprint!("{}", trace.record().waterfall());
+            complain(trace.record().waterfall());
         }
         Ok(status)
     }
@@ -287,6 +290,18 @@ pub(crate) async fn unless_ended<T>(
     }
 }
 
+/// Waits for the pod's end; who asks for the end meanwhile has had enough of waiting.
+async fn unhurried(pod: &Pod, signals: &mut Signals, ended: impl Future<Output = ()>) {
+    let mut ended = pin!(ended);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut ended => return,
+            _ = signals.end() => pod.sandbox().hurry(),
+        }
+    }
+}
+
 /// Passes signals on until the process has ended and its output was written.
 async fn attend(
     pod: &Pod,
@@ -299,8 +314,16 @@ async fn attend(
         tokio::select! {
             exit = &mut end => return Ok(u8::try_from(exit?.status).unwrap_or(u8::MAX)),
             signal = signals.next() => {
-                if let Err(error) = pass_on(pod, first, signal, terminal).await {
-                    tracing::debug!(%signal, %error, "the signal did not reach the container");
+                match pass_on(pod, first, signal, terminal).await {
+                    Ok(()) => {}
+                    Err(error) if Signals::ask_for_the_end(signal) && error.is_silence() => {
+                        // Nothing in the guest can take it, and whoever sent it wants this to end.
+                        tracing::warn!(%signal, "the guest does not take the signal: its machine is ended");
+                        pod.sandbox().kill();
+                    }
+                    Err(error) => {
+                        tracing::debug!(%signal, %error, "the signal did not reach the container");
+                    }
                 }
             }
         }

@@ -2,7 +2,10 @@
 
 use shim::image::volume::Volumes;
 
-use super::cli::{VolumeArgs, VolumeCommand};
+use super::{
+    cli::{VolumeArgs, VolumeCommand},
+    say::say,
+};
 
 /// Carries a command about them out.
 pub(crate) fn volume(args: &VolumeArgs) -> anyhow::Result<u8> {
@@ -11,18 +14,18 @@ pub(crate) fn volume(args: &VolumeArgs) -> anyhow::Result<u8> {
         VolumeCommand::Create { names } => {
             for name in names {
                 volumes.create(name)?;
-                println!("{name}");
+                say(name)?;
             }
         }
         VolumeCommand::List => {
             for name in volumes.names()? {
-                println!("{name}\t{}", volumes.data(&name).display());
+                say(format_args!("{name}\t{}", volumes.data(&name).display()))?;
             }
         }
         VolumeCommand::Remove { names } => {
             for name in names {
                 volumes.remove(name)?;
-                println!("{name}");
+                say(name)?;
             }
         }
     }

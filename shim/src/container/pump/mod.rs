@@ -31,6 +31,8 @@ use nix::{
 };
 use tokio::sync::watch;
 
+use crate::sandbox::Signs;
+
 const BUFFER: usize = 32 * 1024;
 const SPLICE: usize = 1 << 20;
 const STACK: usize = 64 * 1024 + BUFFER;
@@ -46,6 +48,17 @@ pub(super) struct Pump {
 impl Pump {
     /// Carries the bytes of `source` to `sink`, beginning now.
     pub(super) fn start(name: &str, source: OwnedFd, sink: OwnedFd) -> io::Result<Self> {
+        // Heard by nobody.
+        Self::start_heard(name, source, sink, Signs::default())
+    }
+
+    /// As [`Pump::start`], of what the guest says, which is noted.
+    pub(super) fn start_heard(
+        name: &str,
+        source: OwnedFd,
+        sink: OwnedFd,
+        heard: Signs,
+    ) -> io::Result<Self> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let stopped = stop.as_fd().try_clone_to_owned()?;
         let (ending, ended) = watch::channel(());
@@ -58,6 +71,7 @@ impl Pump {
                     source: source.as_fd(),
                     sink: sink.as_fd(),
                     stop: stopped.as_fd(),
+                    heard,
                 }
                 .run();
             })?;
@@ -88,6 +102,7 @@ struct Ends<'a> {
     source: BorrowedFd<'a>,
     sink: BorrowedFd<'a>,
     stop: BorrowedFd<'a>,
+    heard: Signs,
 }
 
 /// Why no more bytes are carried.
@@ -124,7 +139,8 @@ impl Ends<'_> {
             }
             match splice(self.source, None, self.sink, None, SPLICE, flags) {
                 Ok(0) => return End::Source,
-                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Ok(_) => self.heard.heard(),
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
                 // Files opened for appending, and some devices, cannot be spliced.
                 Err(Errno::EINVAL) => return self.copy(),
                 Err(Errno::EPIPE) => return End::Sink,
@@ -143,6 +159,7 @@ impl Ends<'_> {
                 // A terminal whose other side is closed.
                 Ok(0) | Err(Errno::EIO) => return End::Source,
                 Ok(count) => {
+                    self.heard.heard();
                     if let Err(end) = self.write_all(&buffer[..count]) {
                         return end;
                     }
