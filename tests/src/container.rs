@@ -106,14 +106,18 @@ impl Bundle {
     /// # Errors
     /// When the tests were not started by `cargo xtask test`.
     pub fn command(&self, flags: &[&str]) -> Result<Command> {
+        let mut command = self.bulkhead(&["run", "--start-timeout", START_TIMEOUT, "--bundle"])?;
+        command.arg(self.path()).args(flags).arg("web");
+        Ok(command)
+    }
+
+    /// `bulkhead` on the state of what runs from this bundle, not started yet.
+    ///
+    /// # Errors
+    /// As [`Bundle::command`].
+    pub fn bulkhead(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(bin("bulkhead")?);
-        command
-            .arg("--root")
-            .arg(self.state())
-            .args(["run", "--start-timeout", START_TIMEOUT, "--bundle"])
-            .arg(self.path())
-            .args(flags)
-            .arg("web");
+        command.arg("--root").arg(self.state()).args(arguments);
         Ok(command)
     }
 
@@ -322,9 +326,17 @@ fn processes(name: &str) -> Result<Vec<Pid>> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let named = |pid: &i32| {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        comm.trim() == name
+        comm.trim() == name && !is_ours_to_reap(*pid)
     };
     Ok(pids.filter(named).map(Pid::from_raw).collect())
+}
+
+/// Whether a process has ended and was left to this one, as those are whose parent was killed.
+fn is_ours_to_reap(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let mut words = after_name.split(' ');
+    (words.next(), words.next()) == (Some("Z"), Some(&*std::process::id().to_string()))
 }
 
 /// The memory of a process in KiB, of shared pages its part.
@@ -336,4 +348,21 @@ pub fn pss_kib(pid: Pid) -> Result<u64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
     let kib = line.and_then(|line| line.split_whitespace().next());
     kib.context("no Pss")?.parse().context("no number")
+}
+
+/// Stops the guest's agent dead, from a container [`with_the_guests_cgroups`]: its process 1 is frozen.
+pub const FREEZE_THE_AGENT: &str = "cd /sys/fs/cgroup; busybox mkdir dead; \
+    echo 1 > dead/cgroup.procs; echo up; echo 1 > dead/cgroup.freeze; sleep 1000";
+
+/// Gives a container the guest's own pid and cgroup namespaces.
+pub fn with_the_guests_cgroups(config: &mut Value) {
+    if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|one| one["type"] != "pid" && one["type"] != "cgroup");
+    }
+    for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+        if let (true, Some(options)) = (mount["type"] == "cgroup", mount["options"].as_array_mut())
+        {
+            options.retain(|option| option != "ro");
+        }
+    }
 }

@@ -355,8 +355,17 @@ impl Host {
     /// # Errors
     /// As [`Host::command`].
     pub fn container(&self, args: &[&str]) -> Result<Run> {
-        let child = self
-            .run_command(args)?
+        self.container_of(args, |_| {})
+    }
+
+    /// As [`Host::container`], its command changed.
+    ///
+    /// # Errors
+    /// As [`Host::command`].
+    pub fn container_of(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Result<Run> {
+        let mut command = self.run_command(args)?;
+        change(&mut command);
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -3,5 +3,13 @@
 pub mod client;
 pub mod container;
 pub mod guest;
+pub mod hold;
+pub mod host;
 pub mod image;
+pub mod loopback;
 pub mod scratch;
+pub mod slow_reader;
+pub mod steps;
+mod sys;
+pub mod trials;
+pub mod verbs;

@@ -108,6 +108,81 @@ impl Drop for Loop {
     }
 }
 
+/// A pool of the device mapper that makes thin devices.
+pub struct ThinPool {
+    name: String,
+    _devices: [Loop; 2],
+    _files: [NamedTempFile; 2],
+}
+
+impl ThinPool {
+    /// Makes one with room for `bytes`, named after this process.
+    ///
+    /// # Errors
+    /// When the kernel has none, or `dmsetup` or `losetup` is missing or fails.
+    pub fn new(bytes: u64) -> Result<Self> {
+        // Sectors, and the sectors of a block.
+        let (sectors, block) = (bytes / 512, 128);
+        let file = |bytes| -> Result<NamedTempFile> {
+            let file = NamedTempFile::new_in(place())?;
+            file.as_file().set_len(bytes)?;
+            Ok(file)
+        };
+        let files = [file(16 << 20)?, file(bytes)?];
+        let devices = [Loop::new(files[0].path())?, Loop::new(files[1].path())?];
+        let name = format!("bulkhead-tests-{}", std::process::id());
+        let [about, data] = [&devices[0], &devices[1]].map(|device| device.path().display());
+        let table = format!("0 {sectors} thin-pool {about} {data} {block} 0 1 skip_block_zeroing");
+        dmsetup(&["create", &name, "--table", &table])?;
+        Ok(Self {
+            name,
+            _devices: devices,
+            _files: files,
+        })
+    }
+
+    /// What `dmsetup` calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for ThinPool {
+    fn drop(&mut self) {
+        // Those of the pool first: a pool in use cannot be removed.
+        let devices = fs::read_dir("/dev/mapper").into_iter().flatten().flatten();
+        for device in devices {
+            let device = device.file_name().to_string_lossy().into_owned();
+            if device.starts_with(&format!("{}-", self.name)) {
+                let _ = dmsetup(&["remove", &device]);
+            }
+        }
+        let _ = dmsetup(&["remove", &self.name]);
+    }
+}
+
+fn dmsetup(args: &[&str]) -> Result<()> {
+    let output = Command::new("/sbin/dmsetup")
+        .args(args)
+        .env("DM_DISABLE_UDEV", "1")
+        .output()
+        .context("cannot run dmsetup; does xtask/setup install it?")?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "dmsetup {args:?}: {told}");
+    Ok(())
+}
+
+/// Loads a module of the host's kernel, unless it has it.
+///
+/// # Errors
+/// When there is none.
+pub fn module(name: &str) -> Result<()> {
+    let status = Command::new("/sbin/modprobe").arg(name).status();
+    let status = status.context("cannot run modprobe")?;
+    ensure!(status.success(), "modprobe {name}: {status}");
+    Ok(())
+}
+
 /// A program of this host that guests can run.
 pub struct Program {
     name: String,

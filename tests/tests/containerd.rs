@@ -14,18 +14,22 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use system_tests::client::{
-    Runtime,
-    command::{Done, feed},
-    containerd::{Containerd, Programs},
-    images::BUSYBOX,
-    leftovers::Leftovers,
-    terminal::Terminal,
-    until,
+use system_tests::{
+    client::{
+        Runtime,
+        command::{Done, feed},
+        containerd::{Containerd, Programs},
+        images::BUSYBOX,
+        leftovers::Leftovers,
+        terminal::Terminal,
+        until,
+    },
+    container::{Bundle, FREEZE_THE_AGENT, with_the_guests_cgroups},
 };
 
-/// Soon, on a busy lab machine: the limit of what must not wait for anything.
-const SOON: Duration = Duration::from_secs(10);
+/// Soon, on a busy lab machine: the limit of what must not wait for anything. What waited for the
+/// guest would take longer: the 32 seconds that a call has with one CPU.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A shell that begins when its terminal has a size, which ctr sets after the start.
 const SIZED: &str = "until stty size 2> /dev/null | grep -qv '^0'; do sleep 0.1; done; \
@@ -143,6 +147,11 @@ impl Events {
         });
         Ok(topics.map(str::to_owned).collect())
     }
+
+    /// Whether they tell this of `container`.
+    fn tell(&self, container: &str, topic: &str) -> Result<bool> {
+        Ok(self.topics(container)?.iter().any(|told| told == topic))
+    }
 }
 
 impl Drop for Events {
@@ -165,6 +174,7 @@ fn a_container_lives_through_every_verb_as_with_runc() -> Result<()> {
 
 fn every_verb(story: &Story, runtime: Runtime) -> Result<()> {
     let events = Events::follow(story)?;
+    hungry(story, &events)?;
     let log = story.containerd.path().join("t1.out");
     let log_uri = format!("file://{}", log.display());
     let volume = story.containerd.path().join("volume");
@@ -302,6 +312,28 @@ fn every_verb(story: &Story, runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// One that runs out of the memory that it may have: it is told, counted, and goes on.
+fn hungry(story: &Story, events: &Events) -> Result<()> {
+    let script = "dd if=/dev/zero bs=1M count=64 2> /dev/null | tail > /dev/null; sleep 1000";
+    let flags = ["-d", "--memory-limit", "33554432"];
+    story
+        .ctr(&story.run(&flags, "hungry", &["sh", "-c", script]))?
+        .ends_with(0)?;
+    until("the event", || events.tell("hungry", "/tasks/oom"))?;
+    assert_eq!(story.status("hungry")?, "RUNNING");
+    let metrics: Value =
+        serde_json::from_str(&story.text(&["tasks", "metrics", "--format", "json", "hungry"])?)?;
+    let kills = &metrics["memory_events"]["oom_kill"];
+    assert!(kills.as_u64() > Some(0), "{metrics}");
+    story
+        .ctr(&["tasks", "rm", "-f", "hungry"])?
+        .tells("non-zero exit code 137")?;
+    story
+        .ctr(&["containers", "rm", "hungry"])?
+        .ends_with(0)
+        .map(drop)
+}
+
 #[test]
 fn containers_that_are_waited_for_end_as_with_runc() -> Result<()> {
     for runtime in Runtime::all()? {
@@ -391,13 +423,27 @@ fn found_again(story: &mut Story) -> Result<()> {
             .ctr(&story.run(&flags, id, &["sh", "-c", script]))?
             .ends_with(0)?;
     }
+    let given = story.containerd.path().join("given");
+    fs::create_dir(&given)?;
+    let mount = format!(
+        "type=bind,src={},dst=/given,options=rbind:rw",
+        given.display()
+    );
+    let script = "until [ -e /given/go ]; do sleep 0.1; done; touch /given/gone; exit 9";
+    story
+        .ctr(&story.run(&["-d", "--mount", &mount], "leaves", &["sh", "-c", script]))?
+        .ends_with(0)?;
     let ends = story.pid("ends")?;
     story.containerd.kill()?;
-    // One ends while nobody looks: its machine is killed.
+    // One ends while nobody looks: its machine is killed. Another ends by itself.
     kill(ends, Signal::SIGKILL)?;
+    fs::write(given.join("go"), "")?;
+    until("its last deed", || Ok(given.join("gone").exists()))?;
     story.containerd.restart()?;
     assert_eq!(story.status("stays")?, "RUNNING");
     assert_eq!(story.status("ends")?, "STOPPED");
+    until("the end", || Ok(story.status("leaves")? == "STOPPED"))?;
+    story.removed("leaves", 9)?;
     story
         .ctr(&["tasks", "exec", "--exec-id", "e1", "stays", "echo", "here"])?
         .prints("here")?;
@@ -406,7 +452,7 @@ fn found_again(story: &mut Story) -> Result<()> {
     until("the end", || Ok(story.status("stays")? == "STOPPED"))?;
     story.removed("stays", 7)?;
     story
-        .ctr(&["containers", "rm", "stays", "ends"])?
+        .ctr(&["containers", "rm", "stays", "ends", "leaves"])?
         .ends_with(0)?;
     Ok(())
 }
@@ -434,6 +480,30 @@ fn killed(story: &Story) -> Result<()> {
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     story.ctr(&["containers", "rm", "t1"])?.ends_with(0)?;
 
+    // Without a client that waits: the event comes, and the dead still answers.
+    let events = Events::follow(story)?;
+    story
+        .ctr(&story.run(&["-d"], "t3", &["sleep", "1000"]))?
+        .ends_with(0)?;
+    let machine = story.pid("t3")?;
+    let begun = Instant::now();
+    kill(machine, Signal::SIGKILL)?;
+    until("the event of its end", || events.tell("t3", "/tasks/exit"))?;
+    println!("the machine's death was told after {:?}", begun.elapsed());
+    assert_eq!(story.status("t3")?, "STOPPED");
+    story
+        .ctr(&["tasks", "kill", "--signal", "SIGKILL", "t3"])?
+        .tells("process already finished")?;
+    until("its end in containerd's log", || {
+        let logs = story.containerd.logs();
+        Ok(logs.contains("the VMM was killed by signal 9"))
+    })?;
+    story.removed("t3", 137)?;
+    until("the event of its removal", || {
+        events.tell("t3", "/tasks/delete")
+    })?;
+    story.ctr(&["containers", "rm", "t3"])?.ends_with(0)?;
+
     // The shim: containerd cleans up after it.
     story
         .ctr(&story.run(&["-d"], "t2", &["sleep", "1000"]))?
@@ -450,6 +520,80 @@ fn killed(story: &Story) -> Result<()> {
         Ok(story.status("t2")? == "ABSENT")
     })?;
     story.ctr(&["containers", "rm", "t2"])?.ends_with(0)?;
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_panics_or_hangs_ends_with_a_status_and_an_event() -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    let ended = panicked_and_hung(&story);
+    story.tell(ended)?;
+    story.end()
+}
+
+fn panicked_and_hung(story: &Story) -> Result<()> {
+    let events = Events::follow(story)?;
+    let exited = |id: &str| events.tell(id, "/tasks/exit");
+
+    let script = "sleep 2; echo c > /proc/sysrq-trigger; sleep 1000";
+    let flags = ["-d", "--privileged"];
+    story
+        .ctr(&story.run(&flags, "panics", &["sh", "-c", script]))?
+        .ends_with(0)?;
+    until("the panic", || Ok(story.status("panics")? == "STOPPED"))?;
+    until("the event of its end", || exited("panics"))?;
+    let logs = story.containerd.logs();
+    ensure!(logs.contains("sysrq triggered crash"), "no last lines");
+    let late = story.ctr(&["tasks", "exec", "--exec-id", "e1", "panics", "true"])?;
+    assert_ne!(late.status, 0);
+    story.removed("panics", 137)?;
+
+    // One that answers nothing at all: the guest with its agent stands still.
+    story
+        .ctr(&story.run(&["-d"], "hangs", &["sleep", "1000"]))?
+        .ends_with(0)?;
+    kill(story.pid("hangs")?, Signal::SIGSTOP)?;
+    let begun = Instant::now();
+    assert_eq!(story.status("hangs")?, "RUNNING");
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    story
+        .ctr(&["tasks", "kill", "--signal", "SIGKILL", "hangs"])?
+        .ends_with(0)?;
+    until("the end", || Ok(story.status("hangs")? == "STOPPED"))?;
+    // The guest had ten seconds to take the signal.
+    assert!(begun.elapsed() < 2 * SOON, "{:?}", begun.elapsed());
+    until("the event of its end", || exited("hangs"))?;
+    story.removed("hangs", 137)?;
+
+    // Only the agent stands still.
+    let bundle = Bundle::new(&["sh", "-c", FREEZE_THE_AGENT])?;
+    bundle.edit(|config| {
+        with_the_guests_cgroups(config);
+        config["root"]["path"] = bundle.rootfs().to_string_lossy().into();
+    })?;
+    let config = bundle.path().join("config.json");
+    let config = config.to_string_lossy();
+    let log = story.containerd.path().join("frozen.out");
+    let log_uri = format!("file://{}", log.display());
+    let fixed = ["run", "--runtime", story.runtime, "-d"];
+    let given = ["--log-uri", &log_uri, "--config", &config, "frozen"];
+    story.ctr(&[&fixed[..], &given].concat())?.ends_with(0)?;
+    until("its word", || Ok(fs::read_to_string(&log)? == "up\n"))?;
+    assert_eq!(story.status("frozen")?, "RUNNING");
+    let begun = Instant::now();
+    story
+        .ctr(&["tasks", "kill", "--signal", "SIGKILL", "frozen"])?
+        .ends_with(0)?;
+    until("the event of its end", || exited("frozen"))?;
+    println!(
+        "an agent that stands still: told after {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(story.status("frozen")?, "STOPPED");
+    story.removed("frozen", 137)?;
+    story
+        .ctr(&["containers", "rm", "panics", "hangs", "frozen"])?
+        .ends_with(0)?;
     Ok(())
 }
 

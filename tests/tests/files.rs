@@ -3,13 +3,14 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use system_tests::{
     guest::{Guest, Plan},
+    host::sh,
     scratch,
 };
 use tempfile::TempDir;
@@ -319,5 +320,69 @@ fn a_full_disk_is_an_error_of_the_write() -> Result<()> {
     guest.sh("rm /mnt/*; echo fits > /mnt/small; cat /mnt/small")?;
     drop(guest);
     umount2(&small, MntFlags::MNT_DETACH)?;
+    Ok(())
+}
+
+/// An overlay whose directories get other numbers whenever the host forgets them.
+struct Overlay(TempDir);
+
+impl Overlay {
+    fn new() -> Result<Self> {
+        let made = Self(scratch::directory()?);
+        let top = made.0.path().display();
+        sh(&format!(
+            "cd {top}; mkdir -p low/a/b low/c memory merged; mount -t tmpfs none memory; \
+             mkdir memory/up memory/work; mount -t overlay none \
+             -o lowerdir=low,upperdir=memory/up,workdir=memory/work,xino=off merged"
+        ))?;
+        Ok(made)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("merged")
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        for name in ["merged", "memory"] {
+            let _ = umount2(&self.0.path().join(name), MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_the_host_forgot_and_numbers_anew_is_the_same() -> Result<()> {
+    let overlay = Overlay::new()?;
+    let numbers = || -> Result<Vec<u64>> {
+        let names = ["a", "a/b", "c"].iter();
+        names
+            .map(|name| Ok(fs::metadata(overlay.path().join(name))?.ino()))
+            .collect()
+    };
+    let forget = || sh("sync; echo 3 > /proc/sys/vm/drop_caches");
+    let before = numbers()?;
+    forget()?;
+    ensure!(
+        numbers()? != before,
+        "the overlay's numbers stay, so this shows nothing"
+    );
+    let mut guest = Guest::start(Plan {
+        devices: vec![DeviceConfig::Fs {
+            tag: "files".to_owned(),
+            directory: Resource::Path(overlay.path()),
+            read_only: false,
+        }],
+        ..Plan::default()
+    })?;
+    guest.sh("mkdir -p /mnt && mount -t virtiofs files /mnt; \
+         for d in /mnt/a/b /mnt/c; do mount -t tmpfs none $d && touch $d/inside; done")?;
+    for _ in 0..2 {
+        forget()?;
+        assert_eq!(
+            guest.sh("sleep 1.2; cat /mnt/* 2> /dev/null; echo /mnt/a/b/* /mnt/c/*")?,
+            "/mnt/a/b/inside /mnt/c/inside\n"
+        );
+    }
     Ok(())
 }

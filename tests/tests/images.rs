@@ -196,7 +196,7 @@ fn mapped_kib(pid: Pid, file: &Path) -> Result<(u64, u64)> {
 }
 
 #[test]
-fn two_machines_have_an_image_once_in_memory_and_none_in_their_own() -> Result<()> {
+fn two_machines_have_an_image_once_in_memory_and_both_tell_when_it_is_cut_off() -> Result<()> {
     const KIB: u64 = 12 << 10;
     let mut layout = Layout::with_shell()?;
     layout.layer(Packing::Plain, |root| {
@@ -211,7 +211,7 @@ fn two_machines_have_an_image_once_in_memory_and_none_in_their_own() -> Result<(
     host.bulkhead("pull", &[&layout.location(), "--name", "noise"])?;
     // A file that is mapped by DAX fills no page cache of the guest.
     let script = "cached() { awk '/^Cached:/ {print $2}' /proc/meminfo; }; before=$(cached); \
-         md5sum /noise; [ $(($(cached) - before)) -lt 2000 ] && echo read; sleep 1000";
+         md5sum /noise; [ $(($(cached) - before)) -lt 2000 ] && echo read; for i in $(seq 200); do sleep 1; done";
     let args = ["noise", "/bin/sh", "-c", script];
     let mut machines = [host.container(&args)?, host.container(&args)?];
     for machine in &mut machines {
@@ -229,7 +229,18 @@ fn two_machines_have_an_image_once_in_memory_and_none_in_their_own() -> Result<(
     assert!(first.0 >= KIB && second.0 >= KIB);
     // Two who share all have half each.
     assert!(first.1 + second.1 <= first.0.max(second.0) * 21 / 20);
-    Ok(())
+
+    // Whoever may write to the store cuts the image off. The next page that a guest wants of it is
+    // in no memory: the machine says so and ends.
+    fs::File::options().write(true).open(&file)?.set_len(4096)?;
+    for machine in machines {
+        let output = machine.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("an image that is cut off: {} {said:?}", output.status);
+        assert!(!output.status.success());
+        assert!(said.contains("the file of an image was cut off"), "{said}");
+    }
+    host.nothing_is_left()
 }
 
 #[test]
@@ -534,6 +545,62 @@ fn a_registry_with_a_certificate_is_asked_if_its_authority_is_known() -> Result<
         &with(&name, &["--tls-verify=true", "--cert-dir", &other]),
     )?;
     assert!(said.contains("certificate"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn images_come_by_every_transport_and_are_the_same() -> Result<()> {
+    let mut layout = Layout::with_shell()?;
+    layout.layer(Packing::Gzip, |root| Ok(fs::write(root.join("x"), "x")?))?;
+    layout.save(&json!({"Cmd": ["/bin/echo", "here"]}))?;
+    let place = scratch::directory()?;
+    let at = |name: &str| place.path().join(name).display().to_string();
+    let skopeo = |to: &str| -> Result<()> {
+        let copied = Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy"])
+            .args([&layout.location(), to])
+            .output()
+            .context("cannot run skopeo; is it installed?")?;
+        let said = String::from_utf8_lossy(&copied.stderr).into_owned();
+        ensure!(copied.status.success(), "skopeo fails: {said}");
+        Ok(())
+    };
+    // A store of podman's own, which skopeo reads.
+    let storage = format!(
+        "containers-storage:[vfs@{}+{}]example.org/stored:1",
+        at("graph"),
+        at("run")
+    );
+    let archives = [
+        format!("oci-archive:{}", at("oci.tar")),
+        format!("docker-archive:{}:example.org/saved:1", at("docker.tar")),
+        format!("oci:{}:stored", at("layout")),
+        storage.clone(),
+    ];
+    let host = Host::new()?;
+    host.bulkhead("pull", &[&layout.location()])?;
+    for location in &archives {
+        skopeo(location)?;
+        let id = host.bulkhead("pull", &[location])?;
+        let list: Value = serde_json::from_str(&host.bulkhead("images", &["--format", "json"])?)?;
+        ensure!(
+            list.to_string()
+                .contains(id.trim().trim_start_matches("sha256:")),
+            "{location}: {id:?} in {list}"
+        );
+    }
+    assert_eq!(printed(&host.run(&["example.org/saved:1"])?)?, "here\n");
+    // By a program that is not there, and from a daemon that does not run.
+    let mut pull = host.command("pull", &[&storage])?;
+    let output = pull.env("PATH", "/nonexistent").output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(said.contains("package skopeo"), "{said}");
+    let said = host.refusal("pull", &["docker-daemon:example.org/app:1"])?;
+    assert!(
+        said.contains("skopeo cannot copy docker-daemon:example.org/app:1"),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -1,264 +1,200 @@
-//! podman, from Debian's package: what it is used for most.
+//! podman, from Debian's package: what goes beyond `podman.rs`.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 use system_tests::client::{
+    Runtime,
     images::BUSYBOX,
     podman::{Podman, machines_are},
     until,
 };
 
 #[test]
-fn podman_runs_enters_measures_and_stops_containers_and_pods_as_with_runc() -> Result<()> {
-    let reports = Podman::tell(|podman| {
-        let report = runs_with_settings(podman)?;
-        has_a_terminal(podman)?;
-        serves(podman)?;
-        has_pods(podman)?;
-        Ok(report)
+fn podman_restarts_checks_copies_attaches_and_kills_as_with_runc() -> Result<()> {
+    Podman::tell(|podman| {
+        tells_ends_apart(podman)?;
+        leaves_and_returns_to_a_terminal(podman)?;
+        does_to_a_running_container(podman)?;
+        restarts_and_checks(podman)?;
+        changes_a_pod(podman)
     })?;
-    for report in &reports {
-        for line in WANTED {
-            ensure!(
-                report.lines().any(|told| told == line),
-                "no {line:?} in:\n{report}"
-            );
-        }
-    }
-    // Not one line differs.
-    let same = reports.windows(2).all(|pair| pair[0] == pair[1]);
-    ensure!(same, "the reports differ:\n{}", reports.join("\n---\n"));
     Ok(())
 }
 
-/// Says all that podman's flags have set.
-const REPORT: &str = r#"
-    cat
-    echo "id $(id -u) $(id -g) groups $(id -G)"
-    echo "in $PWD as $(hostname), A is $A"
-    echo "files $(ulimit -n) core $(ulimit -c)"
-    echo "memory $(cat /sys/fs/cgroup/memory.max) swap $(cat /sys/fs/cgroup/memory.swap.max)"
-    echo "cpu $(cat /sys/fs/cgroup/cpu.max) weight $(cat /sys/fs/cgroup/cpu.weight)"
-    echo "pids $(cat /sys/fs/cgroup/pids.max)"
-    echo "first $(tr '\0' ' ' </proc/1/cmdline | head -n 1)"
-    grep -E 'Cap(Eff|Bnd)|NoNewPrivs|Seccomp:' /proc/self/status
-    echo "umask $(umask) oom $(cat /proc/self/oom_score_adj)"
-    echo "sysctl $(cat /proc/sys/net/ipv4/ip_default_ttl)"
-    for place in /scratch /dev/shm; do
-        echo "$place $(df -k $place | awk 'NR == 2 { print $2 }') KiB"
-    done
-    grep -o ' /scratch [^ ]*' /proc/self/mountinfo
-    touch /root-file 2>&1
-    cat /ro/file; touch /ro/new 2>&1
-    cat /single; echo changed >/single
-    cat /rw/file; echo new >/rw/new
-    echo kept >>/named/count; cat /named/count
-    ls -l /dev | awk 'NR > 1 { print $1, $NF }' | sort
-    echo err >&2; exit 5
-"#;
-
-/// Some of what it is to say.
-const WANTED: [&str; 16] = [
-    "in",
-    "id 1000 1000 groups 1000 10",
-    "in /tmp as box, A is b c",
-    "files 123 core 0",
-    "memory 100663296 swap 0",
-    "cpu 50000 100000 weight 20",
-    "pids 77",
-    "umask 0027 oom 100",
-    "sysctl 42",
-    "/scratch 4096 KiB",
-    "/dev/shm 8192 KiB",
-    "touch: /root-file: Read-only file system",
-    "from ro",
-    "touch: /ro/new: Read-only file system",
-    "from single",
-    "from rw",
-];
-
-/// One container with about all that can be set, its streams and its status.
-fn runs_with_settings(podman: &Podman) -> Result<String> {
-    let files = podman.files()?;
-    for directory in ["ro", "rw"] {
-        fs::create_dir_all(files.join(directory))?;
-        fs::write(
-            files.join(directory).join("file"),
-            format!("from {directory}\n"),
-        )?;
-    }
-    fs::write(files.join("single"), "from single\n")?;
-    for name in ["rw", "single"] {
-        nix::unistd::chown(&files.join(name), Some(1000.into()), Some(1000.into()))?;
-    }
-    let bind = |from: &str, to: &str| format!("{}/{from}:{to}", files.display());
-    let (ro, rw) = (bind("ro", "/ro:ro"), bind("rw", "/rw"));
-    let single = bind("single", "/single");
-    let mut flags = vec![
+fn tells_ends_apart(podman: &Podman) -> Result<()> {
+    let script = "sh -c 'kill -9 $$'; exit $?";
+    let killed = podman.run(&["run", "--rm", BUSYBOX, "sh", "-c", script])?;
+    killed.ends_with(137)?;
+    let unfit = podman.run(&["run", "--rm", BUSYBOX, "/etc/passwd"])?;
+    unfit.ends_with(126)?.tells("/etc/passwd")?;
+    let hungry = [
         "run",
         "--rm",
-        "-i",
-        "--init",
-        "--read-only",
-        "--hostname",
-        "box",
+        "--memory",
+        "32m",
+        "--memory-swap",
+        "32m",
+        BUSYBOX,
     ];
-    flags.extend([
-        "--user",
-        "1000:1000",
-        "--group-add",
-        "10",
-        "--workdir",
-        "/tmp",
-    ]);
-    flags.extend([
-        "--env",
-        "A=b c",
-        "--umask",
-        "0027",
-        "--oom-score-adj",
-        "100",
-    ]);
-    flags.extend([
-        "--ulimit",
-        "nofile=123:456",
-        "--ulimit",
-        "core=0:0",
-        "--ulimit",
-        "nproc=99:99",
-    ]);
-    flags.extend(["--memory", "96m", "--memory-swap", "96m", "--cpus", "0.5"]);
-    flags.extend(["--cpu-shares", "512", "--pids-limit", "77"]);
-    flags.extend(["--cap-drop", "all", "--cap-add", "net_raw"]);
-    flags.extend(["--security-opt", "no-new-privileges"]);
-    flags.extend(["--sysctl", "net.ipv4.ip_default_ttl=42"]);
-    flags.extend(["--tmpfs", "/scratch:size=4m,mode=1777", "--shm-size", "8m"]);
-    flags.extend(["--volume", &ro, "--volume", &rw, "--volume", &single]);
-    flags.extend(["--volume", "named:/named:U"]);
-    flags.extend([BUSYBOX, "sh", "-c", REPORT]);
-    let done = podman.feed(&flags, "in\n")?;
-    done.ends_with(5)?;
-    ensure!(done.stderr == "err\n", "stderr: {:?}", done.stderr);
-    ensure!(fs::read_to_string(files.join("single"))? == "changed\n");
-    ensure!(fs::read_to_string(files.join("rw/new"))? == "new\n");
-    // The volume outlives its container, which podman removes.
-    let volume = podman.run(&["volume", "inspect", "--format", "{{.Mountpoint}}", "named"])?;
-    let volume = std::path::Path::new(volume.text()?).join("count");
-    ensure!(fs::read_to_string(volume)? == "kept\n");
-    // Podman makes this of the words in the runtime's error.
-    let missing = podman.run(&["run", "--rm", BUSYBOX, "/missing"])?;
-    missing.ends_with(127)?.tells("/missing")?;
-    podman.run(&["ps", "--all", "--quiet"])?.prints("")?;
-    Ok(done.stdout)
+    let script = "x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo survived";
+    let killed = podman.run(&[&hungry[..], &["sh", "-c", script]].concat())?;
+    killed.ends_with(137)?;
+    Ok(())
 }
 
-/// One is typed into, and tells of its size and of changes of it.
-fn has_a_terminal(podman: &Podman) -> Result<()> {
-    let mut terminal = podman.terminal(&["run", "-it", "--rm", BUSYBOX, "sh"])?;
-    terminal.type_in("stty size; echo $((6 * 7))\r")?;
-    terminal.shows("30 90")?;
+fn leaves_and_returns_to_a_terminal(podman: &Podman) -> Result<()> {
+    let mut terminal = podman.terminal(&["run", "-it", "--name", "term", BUSYBOX, "sh"])?;
+    terminal.type_in("echo $((6 * 7))\r")?;
     terminal.shows("42")?;
-    terminal.resize(25, 70)?;
-    until("the terminal's new size", || {
-        terminal.type_in("stty size\r")?;
-        terminal.shows_soon("25 70")
-    })?;
-    // Ctrl-C ends what runs in the foreground, not the shell.
-    terminal.type_in("sleep 1000\r")?;
-    terminal.shows("sleep 1000")?;
-    until("the shell's prompt", || {
-        terminal.type_in("\x03")?;
-        terminal.type_in("echo $((7 * 7))\r")?;
-        terminal.shows_soon("49")
-    })?;
-    terminal.type_in("exit 7\r")?;
-    let (status, shown) = terminal.end()?;
-    ensure!(status == 7, "ended with {status}: {shown:?}");
+    let script = "stty size; read x; exit $x";
+    let mut other = podman.terminal(&["exec", "-it", "term", "sh", "-c", script])?;
+    other.shows("30 90")?;
+    other.type_in("9\r")?;
+    let (status, shown) = other.end()?;
+    ensure!(status == 9, "exec ended with {status}: {shown:?}");
+
+    terminal.type_in("\x10")?;
+    // Podman knows its keys only one by one.
+    std::thread::sleep(Duration::from_millis(500));
+    terminal.type_in("\x11")?;
+    terminal.end()?;
+    ensure!(podman.inspect("term", "{{.State.Status}}")? == "running");
+    let mut terminal = podman.terminal(&["attach", "term"])?;
+    terminal.type_in("echo $((8 * 8)); exit 7\r")?;
+    terminal.shows("64")?;
+    terminal.end()?;
+    podman.run(&["wait", "term"])?.prints("7")?;
+    podman.run(&["rm", "term"])?.text()?;
     Ok(())
 }
 
-/// Says when it is ready, answers a signal, and ends by another with a status of its own.
-const SERVICE: &str = "trap 'echo usr1' USR1; trap 'echo bye; exit 3' TERM; echo ready; \
-                       echo trouble >&2; while :; do sleep 0.1; done";
-
-/// One in the background is entered, looked at, frozen, signalled and stopped.
-fn serves(podman: &Podman) -> Result<()> {
-    let id = podman.run(&["run", "-d", "--name", "web", BUSYBOX, "sh", "-c", SERVICE])?;
-    ensure!(id.text()?.len() == 64, "no id: {:?}", id.stdout);
-    podman.wait_for_log("web", "ready")?;
-    machines_are(podman, 1)?;
-
-    let exec = [
-        "exec", "-i", "-u", "user", "-w", "/tmp", "-e", "A=b", "web", "sh", "-c",
+fn does_to_a_running_container(podman: &Podman) -> Result<()> {
+    let start = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--memory",
+        "64m",
+        "--volume",
+        "named:/named",
     ];
-    let script = "cat; echo $(id -u) $(id -G) $PWD $A; echo err >&2; exit 9";
-    let done = podman.feed(&[&exec[..], &[script]].concat(), "in\n")?;
-    done.ends_with(9)?;
-    ensure!(
-        done.stdout == "in\n1000 1000 10 /tmp b\n",
-        "stdout: {:?}",
-        done.stdout
-    );
-    ensure!(done.stderr == "err\n", "stderr: {:?}", done.stderr);
     podman
-        .run(&["exec", "web", "/etc/passwd"])?
-        .ends_with(126)?;
-    sees_the_host_side(podman, "web")?;
+        .run(
+            &[
+                &start[..],
+                &[BUSYBOX, "sh", "-c", "echo x >>/named/count; sleep 1000"],
+            ]
+            .concat(),
+        )?
+        .text()?;
+    podman.run(&["exec", "web", "/missing"])?.ends_with(127)?;
+    podman
+        .run(&["exec", "-d", "web", "touch", "/tmp/detached"])?
+        .text()?;
+    until("what `exec -d` does", || {
+        let seen = podman.run(&["exec", "web", "test", "-e", "/tmp/detached"])?;
+        Ok(seen.status == 0)
+    })?;
+    copies_files(podman, "web")?;
+    // Options of ps: it is run in the container.
+    podman
+        .run(&["top", "web", "-o", "pid,args"])?
+        .tells("sleep 1000")?;
+    podman
+        .run(&["update", "--memory", "80m", "--cpus", "0.5", "web"])?
+        .text()?;
+    let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+    podman
+        .run(&["exec", "web", "sh", "-c", limits])?
+        .prints("83886080\n50000 100000")?;
 
-    podman.run(&["pause", "web"])?.text()?;
-    ensure!(podman.inspect("web", "{{.State.Status}}")? == "paused");
-    podman.run(&["kill", "--signal", "USR1", "web"])?.text()?;
-    podman.run(&["unpause", "web"])?.text()?;
-    podman.wait_for_log("web", "usr1")?;
-    podman.run(&["stop", "web"])?.text()?;
-    ensure!(podman.inspect("web", "{{.State.ExitCode}}")? == "3");
-    let log = podman.run(&["logs", "web"])?;
-    ensure!(
-        log.stdout == "ready\nusr1\nbye\n",
-        "stdout: {:?}",
-        log.stdout
-    );
-    ensure!(log.stderr == "trouble\n", "stderr: {:?}", log.stderr);
-    podman.run(&["rm", "web"])?.text()?;
+    podman.run(&["kill", "web"])?.text()?;
+    podman.run(&["wait", "web"])?.prints("137")?;
+    podman.run(&["start", "web"])?.text()?;
+    // It has the files that it left, and the volume.
+    podman
+        .run(&["exec", "web", "sh", "-c", "ls /tmp; cat /named/count"])?
+        .prints("detached\nthere\nx\nx")?;
+    podman
+        .run(&["rm", "--force", "--time", "0", "web"])?
+        .text()?;
+    podman.run(&["volume", "rm", "named"])?.text()?;
     Ok(())
 }
 
-/// What podman reads of the host's process and cgroup that stand for the container.
-fn sees_the_host_side(podman: &Podman, container: &str) -> Result<()> {
-    let top = podman.run(&["top", container, "pid", "args"])?;
-    let top = top.text()?.to_owned();
-    ensure!(top.contains("sh -c"), "no container's command: {top}");
-
-    let stats = podman.run(&["stats", "--no-stream", "--format", "json", container])?;
-    let stats: Value = serde_json::from_str(stats.text()?)?;
-    let pids = stats[0]["pids"]
-        .as_str()
-        .and_then(|pids| pids.parse::<u32>().ok());
-    ensure!(pids > Some(0), "no processes: {stats}");
-    let memory = stats[0]["mem_usage"].as_str().context("no memory")?;
-    ensure!(!memory.starts_with("0B"), "no memory: {stats}");
-
-    let state = podman.inspect(container, "{{.State.Status}} {{.State.Pid}}")?;
-    let pid = state
-        .strip_prefix("running ")
-        .with_context(|| state.clone())?;
-    for namespace in ["net", "ipc", "uts", "pid", "mnt"] {
-        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));
-        ensure!(
-            of(pid)? != of("self")?,
-            "the host's own {namespace} namespace"
-        );
-    }
+fn copies_files(podman: &Podman, container: &str) -> Result<()> {
+    let files = podman.files()?;
+    fs::write(files.join("there"), "from the host")?;
+    let (there, back) = (files.join("there"), files.join("back"));
+    let place = format!("{container}:/tmp/there");
+    podman
+        .run(&["cp", &there.to_string_lossy(), &place])?
+        .text()?;
+    podman
+        .run(&["exec", container, "cat", "/tmp/there"])?
+        .prints("from the host")?;
+    let passwd = format!("{container}:/etc/passwd");
+    podman
+        .run(&["cp", &passwd, &back.to_string_lossy()])?
+        .text()?;
+    ensure!(fs::read_to_string(&back)?.starts_with("root:x:0:0:"));
     Ok(())
 }
 
-/// A pod is one machine, whose containers share its network and its name and have their own
-/// processes.
-fn has_pods(podman: &Podman) -> Result<()> {
-    // With podman 4.3 and its cgroupfs manager, a pod's cgroup forbids all devices (see
-    // docs/compatibility.md), so that runc starts nothing there.
+fn restarts_and_checks(podman: &Podman) -> Result<()> {
+    let script = "echo started; exit 4";
+    let restart = ["run", "-d", "--name", "again", "--restart", "on-failure:2"];
+    podman
+        .run(&[&restart[..], &[BUSYBOX, "sh", "-c", script]].concat())?
+        .text()?;
+    until("the second restart's end", || {
+        let state = podman.inspect(
+            "again",
+            "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}",
+        )?;
+        Ok(state == "2 exited 4")
+    })?;
+    podman
+        .run(&["logs", "again"])?
+        .prints("started\nstarted\nstarted")?;
+
+    let check = [
+        "run",
+        "-d",
+        "--name",
+        "checked",
+        "--health-cmd",
+        "test -e /tmp/well",
+    ];
+    let command = [BUSYBOX, "sh", "-c", "touch /tmp/well; sleep 1000"];
+    podman
+        .run(
+            &[
+                &check[..],
+                &["--health-interval", "disable", "--health-retries", "1"],
+                &command,
+            ]
+            .concat(),
+        )?
+        .text()?;
+    until("the check's success", || {
+        Ok(podman.run(&["healthcheck", "run", "checked"])?.status == 0)
+    })?;
+    podman
+        .run(&["exec", "checked", "rm", "/tmp/well"])?
+        .text()?;
+    podman
+        .run(&["healthcheck", "run", "checked"])?
+        .ends_with(1)?;
+    podman
+        .run(&["rm", "--force", "--time", "0", "checked", "again"])?
+        .text()?;
+    Ok(())
+}
+
+fn changes_a_pod(podman: &Podman) -> Result<()> {
     podman
         .run(&[
             "pod",
@@ -270,28 +206,79 @@ fn has_pods(podman: &Podman) -> Result<()> {
             "podhost",
         ])?
         .text()?;
-    let server = "while :; do echo hello | nc -l -p 80; done";
+    let member = ["run", "-d", "--pod", "pod", "--name"];
+    let sleeper = [BUSYBOX, "sleep", "1000"];
     podman
-        .run(&[
-            "run", "-d", "--pod", "pod", "--name", "first", BUSYBOX, "sh", "-c", server,
-        ])?
+        .run(&[&member[..], &["first"], &sleeper].concat())?
         .text()?;
-    let client = "hostname; until nc -w 2 127.0.0.1 80 </dev/null; do sleep 0.1; done; pidof nc";
-    let second = ["run", "-d", "--pod", "pod", "--name", "second", BUSYBOX];
     podman
-        .run(&[&second[..], &["sh", "-c", &format!("{client}; sleep 1000")]].concat())?
+        .run(&[&member[..], &["second"], &sleeper].concat())?
         .text()?;
-    machines_are(podman, 1)?;
-    podman.wait_for_log("second", "podhost\nhello\n")?;
-    // One ends, the other goes on.
+    // Each has its own files.
+    podman.run(&["exec", "first", "touch", "/mine"])?.text()?;
+    podman
+        .run(&["exec", "second", "ls", "/mine"])?
+        .ends_with(1)?;
+    // One leaves, a third comes, and they stop and start together.
     podman
         .run(&["rm", "--force", "--time", "0", "first"])?
         .text()?;
     podman
-        .run(&["exec", "second", "pidof", "nc"])?
-        .ends_with(1)?;
+        .run(&["run", "--rm", "--pod", "pod", BUSYBOX, "hostname"])?
+        .prints("podhost")?;
+    machines_are(podman, 1)?;
+    podman.run(&["pod", "stop", "--time", "0", "pod"])?.text()?;
+    machines_are(podman, 0)?;
+    podman.run(&["pod", "start", "pod"])?.text()?;
+    machines_are(podman, 1)?;
+    podman
+        .run(&["exec", "second", "hostname"])?
+        .prints("podhost")?;
     podman
         .run(&["pod", "rm", "--force", "--time", "0", "pod"])?
         .text()?;
     machines_are(podman, 0)
+}
+
+/// Two containers, one of which is done soon.
+const KUBE: &str = "
+apiVersion: v1
+kind: Pod
+metadata:
+  name: kube
+spec:
+  restartPolicy: Never
+  containers:
+  - name: web
+    image: localhost/busybox:1
+    command: [sh, -c, 'echo ready; sleep 1000']
+    env: [{name: A, value: b}]
+    resources: {limits: {memory: 64Mi}}
+  - name: job
+    image: localhost/busybox:1
+    command: [sh, -c, 'echo done; exit 6']
+";
+
+#[test]
+fn podman_plays_a_pod_of_kubernetes() -> Result<()> {
+    // With runc, this needs podman's systemd cgroup manager: see docs/compatibility.md.
+    Podman::tell_with(&[Runtime::Bulkhead], |podman| {
+        let file = podman.files()?.join("pod.yaml");
+        fs::write(&file, KUBE)?;
+        let file = file.to_string_lossy();
+        podman
+            .run(&["kube", "play", "--network", "none", &file])?
+            .text()?;
+        machines_are(podman, 1)?;
+        podman.wait_for_log("kube-web", "ready")?;
+        podman.run(&["wait", "kube-job"])?.prints("6")?;
+        podman.run(&["logs", "kube-job"])?.prints("done")?;
+        let script = "echo $A $(hostname) $(cat /sys/fs/cgroup/memory.max)";
+        podman
+            .run(&["exec", "kube-web", "sh", "-c", script])?
+            .prints("b kube 67108864")?;
+        podman.run(&["kube", "down", &file])?.text()?;
+        machines_are(podman, 0)
+    })?;
+    Ok(())
 }

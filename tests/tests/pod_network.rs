@@ -12,6 +12,7 @@ use std::{
 use agent::network::Network as GuestNetwork;
 use anyhow::{Context, Result, ensure};
 use netlink::{Change, Socket};
+use nix::sys::socket::{setsockopt, sockopt};
 use protocol::agent::ConfigureNetworkRequest;
 use shim::network::{Left, Loopback, Namespace, Network, Reason};
 use system_tests::guest::{Guest, Plan};
@@ -189,14 +190,10 @@ fn the_pods_loopback_at_the_host_is_the_guests() -> Result<()> {
 
     for local in ["127.0.0.1", "::1"] {
         let address = serve(local.parse()?)?;
-        let start = Instant::now();
-        assert_eq!(ask(&pod, address, b"hello")?, b"hello");
-        // the client's second attempt would come after a second
-        assert!(
-            start.elapsed() < Duration::from_millis(900),
-            "{:?}",
-            start.elapsed()
-        );
+        first_attempt(|| {
+            assert_eq!(ask(&pod, address, b"hello")?, b"hello");
+            Ok(())
+        })?;
         // many at a time, each with its own answer
         thread::scope(|scope| {
             let clients: Vec<_> = (0..40)
@@ -215,15 +212,31 @@ fn the_pods_loopback_at_the_host_is_the_guests() -> Result<()> {
         });
         // nobody listens there
         let unused = TcpListener::bind((address.ip(), 0))?.local_addr()?;
-        let start = Instant::now();
-        let error = ask(&pod, unused, b"hello").unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(
-            start.elapsed() < Duration::from_millis(900),
-            "{:?}",
-            start.elapsed()
-        );
+        first_attempt(|| {
+            let error = ask(&pod, unused, b"hello").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+            Ok(())
+        })?;
     }
+
+    // what is broken off in the guest does not end as if it were whole
+    let breaker = TcpListener::bind("127.0.0.1:0")?;
+    let address = breaker.local_addr()?;
+    let breaking = thread::spawn(move || -> io::Result<()> {
+        let (mut client, _) = breaker.accept()?;
+        // Not before the connection stands at both ends, or it is one that was refused.
+        client.read_to_end(&mut Vec::new())?;
+        client.write_all(b"half of it")?;
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&client, sockopt::Linger, &linger)?;
+        Ok(())
+    });
+    let error = ask(&pod, address, b"hello").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert!(matches!(breaking.join(), Ok(Ok(()))));
 
     let address = serve("127.0.0.1".parse()?)?;
     drop(end);
@@ -275,6 +288,21 @@ fn serve(at: IpAddr) -> Result<SocketAddr> {
         }
     });
     Ok(address)
+}
+
+/// That a client is answered at its first attempt: the second one comes after a second. A machine
+/// that is busy with others may take as long, so one quick answer of several is enough.
+fn first_attempt(mut ask: impl FnMut() -> Result<()>) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
+        ask()?;
+        times.push(start.elapsed());
+        if start.elapsed() < Duration::from_millis(900) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("answered after {times:?}")
 }
 
 /// Says something in the namespace and returns the answer.

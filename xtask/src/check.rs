@@ -6,8 +6,9 @@ use anyhow::Result;
 
 use crate::process::{cargo, run};
 use crate::project::Project;
+use crate::test::fuzz;
 
-/// Formatting, lints as errors, and licences and sources of dependencies.
+/// Formatting, lints as errors, fuzz targets that compile, and licences and sources of dependencies.
 pub(crate) fn all(project: &Project) -> Result<()> {
     run(cargo()
         .current_dir(&project.root)
@@ -20,6 +21,7 @@ pub(crate) fn all(project: &Project) -> Result<()> {
         "--deny",
         "warnings",
     ]))?;
+    fuzz::compile_all(project)?;
     if !has_cargo_deny() {
         println!(
             "xtask: cargo-deny is not installed (cargo install cargo-deny); licences unchecked"

@@ -16,6 +16,8 @@ mod project;
 mod test;
 
 #[cfg(test)]
+mod compatibility;
+#[cfg(test)]
 mod dependencies;
 
 use std::process::ExitCode;
@@ -39,7 +41,7 @@ enum Verb {
     Bench,
     /// A Debian container in its own virtual machine, and where its start spent the time
     Demo,
-    /// Formatting, lints, and licences if cargo-deny is installed
+    /// Formatting, lints, fuzz targets, and licences if cargo-deny is installed
     Check,
 }
 

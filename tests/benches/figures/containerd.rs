@@ -1,15 +1,14 @@
 //! Containers by containerd and ctr, beside those of runc's shim.
 
 use std::fs;
-use std::process::Stdio;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::unistd::Pid;
 use system_tests::client::{containerd::Containerd, images::BUSYBOX};
 use system_tests::container::pss_kib;
 
 use crate::RUNS;
+use crate::clock::milliseconds;
 use crate::report::Report;
 
 const OURS: &str = "io.containerd.bulkhead.v2";
@@ -31,7 +30,7 @@ fn measure_with(containerd: &Containerd, report: &mut Report) -> Result<()> {
     in_turns(report, "ctr.run", |runtime, run| {
         let id = format!("run-{run}");
         let arguments = ["run", "--rm", "--runtime", runtime, BUSYBOX, &id, "true"];
-        milliseconds(containerd, &arguments)
+        milliseconds(containerd.command(&arguments))
     })?;
     for runtime in [OURS, PEERS] {
         let container = ["run", "-d", "--runtime", runtime, BUSYBOX, runtime];
@@ -45,7 +44,7 @@ fn measure_with(containerd: &Containerd, report: &mut Report) -> Result<()> {
     in_turns(report, "ctr.exec", |runtime, run| {
         let id = format!("exec-{run}");
         let arguments = ["tasks", "exec", "--exec-id", &id, runtime, "true"];
-        milliseconds(containerd, &arguments)
+        milliseconds(containerd.command(&arguments))
     })?;
     in_turns(report, "pod.second_container", |runtime, run| {
         let id = format!("second-{run}");
@@ -54,7 +53,7 @@ fn measure_with(containerd: &Containerd, report: &mut Report) -> Result<()> {
         let member = [&["run", "--rm", "--runtime", runtime], &MEMBER[..]].concat();
         let place = ["--annotation", &of, "--with-ns", &network];
         let member = [&member[..], &place, &[BUSYBOX, &id, "true"]].concat();
-        milliseconds(containerd, &member)
+        milliseconds(containerd.command(&member))
     })?;
     let kib = pss_kib(shim(containerd, OURS)?)?;
     report.add("mem.containerd_shim_pss_kib", "KiB", &[kib as f64]);
@@ -88,17 +87,6 @@ fn in_turns(
     }
     report.compare((name, "ms"), &ours, ("runc", &peers));
     Ok(())
-}
-
-/// How long a command of ctr takes that succeeds.
-fn milliseconds(containerd: &Containerd, arguments: &[&str]) -> Result<f64> {
-    let mut command = containerd.command(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let started = Instant::now();
-    let status = command.status().context("cannot run ctr")?;
-    let lasted = started.elapsed();
-    ensure!(status.success(), "{arguments:?} failed");
-    Ok(lasted.as_secs_f64() * 1e3)
 }
 
 /// The process that serves a container: the parent of its machine.

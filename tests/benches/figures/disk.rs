@@ -26,7 +26,7 @@ const SCRIPT: &str = "#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 $b dd if=/dev/vda of=/dev/null bs=4096 count=COUNT iflag=direct 2>/dev/null
-$b reboot -f
+$b poweroff -f
 ";
 
 /// Takes [`RUNS`] differences.
@@ -98,10 +98,7 @@ fn read(image: &Path, disk: &Path) -> Result<u64> {
         .stdin(Stdio::null())
         .status()
         .context("cannot start bulkhead-vmm")?;
-    // a guest that reboots has done what it should
-    ensure!(
-        matches!(status.code(), Some(0 | 3 | 4)),
-        "the guest ended badly: {status}"
-    );
+    // a guest that powers off has done what it should; one that panics resets
+    ensure!(status.success(), "the guest ended badly: {status}");
     Ok(exits.read()?.device_accesses())
 }

@@ -1,21 +1,21 @@
 //! What was measured, as a table for people and as JSON for programs.
 
-use std::{env, fs};
+use std::{env, fs, io};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One figure.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Figure {
     /// Its name, which never changes.
-    name: &'static str,
+    name: String,
     /// The median of its runs.
     value: f64,
     /// What it counts.
-    unit: &'static str,
+    unit: String,
     /// Who else was measured, in turns with us.
-    peer: Option<&'static str>,
+    peer: Option<String>,
     /// The median of the peer's runs.
     peer_value: Option<f64>,
     /// Ours divided by the peer's.
@@ -36,9 +36,9 @@ impl Report {
     pub(crate) fn add(&mut self, name: &'static str, unit: &'static str, runs: &[f64]) {
         eprintln!("{name}: {runs:?} {unit}");
         self.figures.push(Figure {
-            name,
+            name: name.to_owned(),
             value: median(runs),
-            unit,
+            unit: unit.to_owned(),
             peer: None,
             peer_value: None,
             ratio: None,
@@ -57,7 +57,7 @@ impl Report {
         eprintln!("{name}: {peer_runs:?} {unit} of {peer}");
         if let Some(figure) = self.figures.last_mut() {
             let peer_value = median(peer_runs);
-            figure.peer = Some(peer);
+            figure.peer = Some(peer.to_owned());
             figure.peer_value = Some(peer_value);
             figure.ratio = Some(round(figure.value / peer_value));
         }
@@ -70,35 +70,63 @@ impl Report {
 
     /// Prints the table and the remarks.
     pub(crate) fn print(&self) {
-        println!(
-            "\n{:<28} {:>10} {:<6} {:>14} {:>10} {:>6}",
-            "figure", "value", "unit", "peer", "value", "ratio"
-        );
-        for figure in &self.figures {
-            let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
-            println!(
-                "{:<28} {:>10} {:<6} {:>14} {:>10} {:>6}",
-                figure.name,
-                figure.value,
-                figure.unit,
-                figure.peer.unwrap_or_default(),
-                optional(figure.peer_value),
-                optional(figure.ratio)
-            );
-        }
-        println!();
+        print(&self.figures);
         for remark in &self.remarks {
             println!("{remark}");
         }
     }
 
-    /// Writes the figures to the file that `BULKHEAD_RESULTS` names.
+    /// Puts the figures into the file that `BULKHEAD_RESULTS` names, in place of earlier ones of
+    /// the same names.
     pub(crate) fn store(&self) -> Result<()> {
-        let path = env::var("BULKHEAD_RESULTS")
-            .context("BULKHEAD_RESULTS is not set: run the benches by `cargo xtask bench`")?;
-        let text = serde_json::to_string_pretty(&self.figures)? + "\n";
+        let is_new = |name: &str| self.figures.iter().any(|figure| figure.name == name);
+        let mut figures = stored()?;
+        figures.retain(|figure| !is_new(&figure.name));
+        figures.extend_from_slice(&self.figures);
+        let text = serde_json::to_string_pretty(&figures)? + "\n";
+        let path = results()?;
         fs::write(&path, text).with_context(|| format!("cannot write {path}"))
     }
+}
+
+/// Prints the figures that are stored.
+pub(crate) fn print_stored() -> Result<()> {
+    print(&stored()?);
+    Ok(())
+}
+
+fn results() -> Result<String> {
+    env::var("BULKHEAD_RESULTS")
+        .context("BULKHEAD_RESULTS is not set: run the benches by `cargo xtask bench`")
+}
+
+fn stored() -> Result<Vec<Figure>> {
+    let path = results()?;
+    match fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).with_context(|| format!("{path} is not ours")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {path}")),
+    }
+}
+
+fn print(figures: &[Figure]) {
+    println!(
+        "\n{:<28} {:>10} {:<6} {:>15} {:>10} {:>6}",
+        "figure", "value", "unit", "peer", "value", "ratio"
+    );
+    for figure in figures {
+        let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
+        println!(
+            "{:<28} {:>10} {:<6} {:>15} {:>10} {:>6}",
+            figure.name,
+            figure.value,
+            figure.unit,
+            figure.peer.as_deref().unwrap_or_default(),
+            optional(figure.peer_value),
+            optional(figure.ratio)
+        );
+    }
+    println!();
 }
 
 fn median(runs: &[f64]) -> f64 {

@@ -63,6 +63,14 @@ impl Containerd {
     /// # Errors
     /// When it does not come to answer.
     pub fn start_from(programs: Programs) -> Result<Self> {
+        Self::start_with(programs, "")
+    }
+
+    /// Starts one of these programs, with lines of configuration besides its own, of plug-ins.
+    ///
+    /// # Errors
+    /// When it does not come to answer.
+    pub fn start_with(programs: Programs, plugins: &str) -> Result<Self> {
         ensure!(
             programs == Programs::Debian || std::env::var_os("BULKHEAD_CONTAINERD").is_some(),
             "BULKHEAD_CONTAINERD is not set: run the system tests by `make test`"
@@ -70,7 +78,8 @@ impl Containerd {
         let directory = store()?;
         let path = directory.path();
         let config = path.join("config.toml");
-        fs::write(&config, configuration(path))?;
+        fs::write(&config, configuration(path) + plugins)?;
+        scratch_disk(&path.join("empty.img"))?;
         fs::create_dir_all(path.join("cni"))?;
         let network = NETWORK.replace("DIRECTORY", &path.to_string_lossy());
         fs::write(path.join("cni/10-pods.conflist"), network)?;
@@ -170,7 +179,9 @@ impl Programs {
         command
             .arg("--config")
             .arg(directory.join("config.toml"))
-            .env("PATH", search_path()?);
+            .env("PATH", search_path()?)
+            // Its dmsetup waits for no udev, which nobody runs where the tests do.
+            .env("DM_DISABLE_UDEV", "1");
         Daemon::start(command, &directory.join("containerd.log"))
     }
 
@@ -215,6 +226,10 @@ state = "{directory}/state"
   address = "{directory}/containerd.sock"
 [ttrpc]
   address = "{directory}/containerd.sock.ttrpc"
+[plugins."io.containerd.snapshotter.v1.blockfile"]
+  root_path = "{directory}/blockfile"
+  scratch_file = "{directory}/empty.img"
+  fs_type = "ext4"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   restrict_oom_score_adj = true
@@ -236,6 +251,18 @@ state = "{directory}/state"
         directory = directory.display(),
         pause = images::PAUSE,
     )
+}
+
+/// What the blockfile snapshotter begins each file system with.
+fn scratch_disk(path: &Path) -> Result<()> {
+    fs::File::create(path)?.set_len(64 << 20)?;
+    let made = Command::new("/sbin/mkfs.ext4")
+        .args(["-q", "-F"])
+        .arg(path)
+        .status()
+        .context("cannot run mkfs.ext4; is e2fsprogs installed?")?;
+    ensure!(made.success(), "mkfs.ext4: {made}");
+    Ok(())
 }
 
 /// A daemon that is ended with the test.

@@ -1,6 +1,6 @@
 //! docker: its daemon on a containerd of our own, and its command.
 
-use std::{fs, path::Path, process::Command};
+use std::{ffi::OsStr, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -64,7 +64,9 @@ impl Docker {
             "exec-root": file("docker-exec"),
             "pidfile": file("docker.pid"),
             "storage-driver": "overlay2",
-            "bridge": "none",
+            // Its own bridge, and addresses that no other test has.
+            "bip": "10.232.0.1/24",
+            "default-address-pools": [{"base": "10.233.0.0/16", "size": 24}],
             "iptables": false,
             "ip6tables": false,
             "runtimes": paths,
@@ -95,7 +97,7 @@ impl Docker {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn run(&self, args: &[&str]) -> Result<Done> {
+    pub fn run(&self, args: &[impl AsRef<OsStr>]) -> Result<Done> {
         run(self.command().args(args))
     }
 
@@ -103,7 +105,7 @@ impl Docker {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn feed(&self, args: &[&str], input: &str) -> Result<Done> {
+    pub fn feed(&self, args: &[impl AsRef<OsStr>], input: &str) -> Result<Done> {
         feed(self.command().args(args), input.as_bytes())
     }
 
@@ -111,16 +113,26 @@ impl Docker {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn terminal(&self, args: &[&str]) -> Result<Terminal> {
+    pub fn terminal(&self, args: &[impl AsRef<OsStr>]) -> Result<Terminal> {
         let mut command = self.command();
         command.args(args);
         Terminal::start(command, 30, 90)
     }
 
-    /// The flags of `docker run` that choose the runtime, and no network.
-    pub fn flags(&self) -> [String; 2] {
+    /// The arguments of `docker run` with this runtime and network.
+    pub fn arguments(&self, network: &str, rest: &[&str]) -> Vec<String> {
         let runtime = format!("--runtime=test-{}", self.runtime.name());
-        [runtime, "--network=none".to_owned()]
+        let network = format!("--network={network}");
+        let fixed = ["run", &runtime, &network].into_iter();
+        fixed
+            .chain(rest.iter().copied())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// A directory for the test's files.
+    pub fn directory(&self) -> &Path {
+        self.containerd.path()
     }
 
     fn command(&self) -> Command {
@@ -145,6 +157,7 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         self.daemon.stop();
+        let _ = run(Command::new("ip").args(["link", "delete", "docker0"]));
         unmount_below(self.containerd.path());
     }
 }

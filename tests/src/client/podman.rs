@@ -102,7 +102,10 @@ impl Podman {
                  [containers]\n\
                  default_ulimits = ['nofile=1024:1024', 'nproc=1024:1024']\n\
                  log_driver = 'k8s-file'\n\
-                 netns = 'none'\n",
+                 netns = 'none'\n\
+                 [network]\n\
+                 network_backend = 'netavark'\n\
+                 network_config_dir = '{store}/networks'\n",
                 name = self.runtime.name(),
                 store = store.display(),
                 program = self.runtime.program()?.display(),
@@ -192,6 +195,7 @@ impl Podman {
         self.run(&["pod", "rm", "--all", "--force", "--time", "0"])?;
         self.run(&["rm", "--all", "--force", "--time", "0"])?;
         self.run(&["volume", "prune", "--force"])?;
+        self.run(&["network", "prune", "--force"])?;
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
-//! The tiers of tests: unit and doc tests on this host, system tests where KVM works, and on
-//! demand the system tests that take long.
+//! The tiers of tests: unit and doc tests on this host, where the fuzz targets are compiled too,
+//! system tests where KVM works, and on demand the system tests that take long.
 //!
 //! The system tests are compiled here and only run in the lab, whose processor is emulated; there
 //! in two labs at a time. A tier that fails ends the run, so that the last lines are always the
 //! failing runner's.
 
+pub(crate) mod fuzz;
 mod labs;
 
 use std::path::PathBuf;
@@ -27,13 +28,14 @@ pub(crate) const SYSTEM_TESTS: &str = "system-tests";
 const LONG: &str = "long_";
 
 /// What the long tests use of Debian, beside what is essential.
-const LONG_PACKAGES: &str = "git,sqlite3,rsync,acl,attr,libcap2-bin,postgresql,procps";
+const LONG_PACKAGES: &str =
+    "git,sqlite3,rsync,acl,attr,libcap2-bin,postgresql,procps,iperf3,nginx-light";
 
 /// Seconds for all long tests together in the lab.
-const LONG_TIMEOUT_S: &str = "3000";
+const LONG_TIMEOUT_S: &str = "7200";
 
 /// Seconds for all system tests together in the lab.
-const LAB_TIMEOUT_S: &str = "1500";
+const LAB_TIMEOUT_S: &str = "2700";
 
 /// Runs each program in turn, its tests one by one, the rest after a failure too, and fails if one did.
 pub(crate) const RUN_EACH: &str = r#"
@@ -80,7 +82,8 @@ fn unit(project: &Project) -> Result<()> {
         "--exclude",
         SYSTEM_TESTS,
         "--no-fail-fast",
-    ]))
+    ]))?;
+    fuzz::compile_quick(project)
 }
 
 fn system(project: &Project) -> Result<()> {
@@ -110,7 +113,7 @@ fn system(project: &Project) -> Result<()> {
 
 fn long(project: &Project) -> Result<()> {
     build::all(project)?;
-    let root = debian::root(&project.cache, "debian-12-storage", LONG_PACKAGES)?;
+    let root = debian::root(&project.cache, "debian-12-programs", LONG_PACKAGES)?;
     let (tests, _) = system_tests(project)?;
     let place = Place::find(project)?;
     place.announce("the long tests");

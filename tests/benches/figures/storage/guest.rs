@@ -23,24 +23,32 @@ pub(super) enum Vmm {
 const MEMORY_MIB: u64 = 512;
 
 /// How long one guest may take.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A guest and its disks.
 pub(super) struct Bench {
     dir: PathBuf,
-    image: PathBuf,
-    tree: PathBuf,
-    disk: PathBuf,
+    root: PathBuf,
+    disks: Disks,
+}
+
+/// The files that are disks of the guest.
+pub(super) struct Disks {
+    /// An archive, read-only.
+    pub(super) tree: PathBuf,
+    /// What is read and written.
+    pub(super) disk: PathBuf,
+    /// An EROFS image; in our guest, it is memory.
+    pub(super) image: PathBuf,
 }
 
 impl Bench {
     /// A guest of busybox and fio whose first process is `script`; everything is put into `dir`.
-    pub(super) fn new(dir: &Path, script: &str, tree: &Path, disk: &Path) -> Result<Self> {
+    pub(super) fn new(dir: &Path, script: &str, disks: Disks) -> Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
-            image: image(dir, script)?,
-            tree: tree.to_owned(),
-            disk: disk.to_owned(),
+            root: image(dir, script)?,
+            disks,
         })
     }
 
@@ -48,41 +56,42 @@ impl Bench {
     pub(super) fn run(&self, vmm: Vmm, shared: &Path) -> Result<String> {
         let output = self.dir.join("output");
         File::create(&output)?;
+        let mut progress = Progress::of(vmm, shared);
         match vmm {
-            Vmm::Ours => self.ours(shared, &output)?,
-            Vmm::Qemu => self.qemu(shared, &output)?,
+            Vmm::Ours => self.ours(shared, &output, &mut progress)?,
+            Vmm::Qemu => self.qemu(shared, &output, &mut progress)?,
         }
         fs::read_to_string(&output).context("cannot read what the guest printed")
     }
 
-    fn ours(&self, shared: &Path, output: &Path) -> Result<()> {
+    fn ours(&self, shared: &Path, output: &Path, progress: &mut Progress) -> Result<()> {
         let path = |path: &Path| json!({ "path": path });
         let cmdline = shim::sandbox::cmdline();
         let config = json!({
             "boot": {
                 "kernel": path(&share("vmlinux")?),
-                "image": path(&self.image),
-                "cmdline": format!("{cmdline} BENCH_TREE=/dev/vda BENCH_DISK=/dev/vdb"),
+                "image": path(&self.root),
+                "cmdline": format!("{cmdline} {CMDLINE}"),
             },
             "memory_mib": MEMORY_MIB,
             "devices": [
                 {"kind": "console", "output": path(output)},
                 {"kind": "fs", "tag": "bench", "directory": path(shared)},
-                {"kind": "blk", "disk": path(&self.tree), "read_only": true},
-                {"kind": "blk", "disk": path(&self.disk)},
+                {"kind": "blk", "disk": path(&self.disks.tree), "read_only": true},
+                {"kind": "blk", "disk": path(&self.disks.disk)},
+                {"kind": "pmem", "file": path(&self.disks.image), "read_only": true},
             ],
         });
         let file = self.dir.join("ours.json");
         serde_json::to_writer(File::create(&file)?, &config)?;
         let mut command = Command::new(bin("bulkhead-vmm")?);
         command.arg("--config").arg(&file).stdin(Stdio::null());
-        finish(Running(
-            command.spawn().context("cannot start bulkhead-vmm")?,
-        ))
+        let vmm = command.spawn().context("cannot start bulkhead-vmm")?;
+        finish(Running(vmm), progress)
     }
 
     /// QEMU's microvm with PCI, as its devices need fewest exits there.
-    fn qemu(&self, shared: &Path, output: &Path) -> Result<()> {
+    fn qemu(&self, shared: &Path, output: &Path, progress: &mut Progress) -> Result<()> {
         let socket = self.dir.join("virtiofsd.sock");
         let _ = fs::remove_file(&socket);
         let mut daemon = Command::new("/usr/lib/qemu/virtiofsd");
@@ -137,9 +146,9 @@ impl Bench {
             "virtconsole,chardev=out",
         ]);
         for (id, file, more) in [
-            ("root", &self.image, "readonly=on"),
-            ("tree", &self.tree, "readonly=on"),
-            ("disk", &self.disk, "readonly=off"),
+            ("root", &self.root, "readonly=on"),
+            ("tree", &self.disks.tree, "readonly=on"),
+            ("disk", &self.disks.disk, "readonly=off"),
         ] {
             let file = file.display();
             qemu.arg("-drive").arg(format!(
@@ -155,11 +164,16 @@ impl Bench {
             "vhost-user-fs-pci,chardev=fs,tag=bench,queue-size=512",
         ]);
         qemu.stdin(Stdio::null());
-        finish(Running(qemu.spawn().context("cannot start QEMU")?))
+        finish(
+            Running(qemu.spawn().context("cannot start QEMU")?),
+            progress,
+        )
     }
 }
 
-const QEMU_CMDLINE: &str = "quiet console=hvc0 8250.nr_uarts=0 panic=-1 reboot=t \
+const CMDLINE: &str = "BENCH_TREE=/dev/vda BENCH_DISK=/dev/vdb BENCH_IMAGE=/dev/pmem1";
+
+const QEMU_CMDLINE: &str = "quiet console=ttynull 8250.nr_uarts=0 panic=-1 reboot=t \
      root=/dev/vda rootfstype=erofs ro init=/init BENCH_TREE=/dev/vdb BENCH_DISK=/dev/vdc";
 
 /// A process that is killed and reaped when dropped.
@@ -173,19 +187,52 @@ impl Drop for Running {
     }
 }
 
-/// Waits for a guest that reboots when it has done what it should.
-fn finish(mut vmm: Running) -> Result<()> {
+/// Waits for a guest that powers off when it has done what it should; one that panics resets.
+fn finish(mut vmm: Running, progress: &mut Progress) -> Result<()> {
     let started = Instant::now();
     loop {
+        progress.show();
         if let Some(status) = vmm.0.try_wait()? {
-            ensure!(
-                matches!(status.code(), Some(0 | 3 | 4)),
-                "the guest ended badly: {status}"
-            );
+            ensure!(status.code() == Some(0), "the guest ended badly: {status}");
             return Ok(());
         }
         ensure!(started.elapsed() < PATIENCE, "the guest does not end");
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What a guest prints, shown as it comes.
+struct Progress {
+    vmm: Vmm,
+    output: PathBuf,
+    shown: usize,
+    started: Instant,
+}
+
+impl Progress {
+    fn of(vmm: Vmm, shared: &Path) -> Self {
+        Self {
+            vmm,
+            output: shared.join("output"),
+            shown: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Shows the lines that came since the last call.
+    fn show(&mut self) {
+        // at first it is not there
+        let printed = fs::read_to_string(&self.output).unwrap_or_default();
+        let new = printed.get(self.shown..).unwrap_or_default();
+        let Some(end) = new.rfind('\n') else {
+            return;
+        };
+        for line in new[..end].lines() {
+            let (vmm, after) = (self.vmm, self.started.elapsed());
+            // fio's lines have a hundred fields
+            eprintln!("storage: {vmm:?} after {after:.1?}: {line:.60}");
+        }
+        self.shown += end + 1;
     }
 }
 
@@ -195,7 +242,9 @@ fn image(dir: &Path, script: &str) -> Result<PathBuf> {
     fs::write(&init, script)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     let mut tree = Tree::new();
-    for path in ["bin", "dev", "lib", "lib64", "mnt", "proc", "sys", "tmp"] {
+    for path in [
+        "bin", "dev", "image", "lib", "lib64", "mnt", "proc", "sys", "tmp",
+    ] {
         tree.add(path, Node::Directory { mode: 0o755 })?;
     }
     let mut program = |to: &str, source: &Path| {

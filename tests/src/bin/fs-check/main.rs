@@ -2,7 +2,7 @@
 //!
 //!     fs-check rules DIR            what each call gives, a line each
 //!     fs-check random DIR SEED N    N random operations on a file, compared with memory
-//!     fs-check listing DIR N        N names in a directory, listed in every way
+//!     fs-check listing DIR N [STEP] N names in a directory, listed in every way; or one step of it
 //!
 //! `rules` judges nothing: its output on one file system is compared with that
 //! on another. The other two fail when something is wrong.
@@ -24,10 +24,13 @@ fn main() -> ExitCode {
             random::run(Path::new(directory), number(seed), number(count));
         }
         ["listing", directory, count] => {
-            listing::run(Path::new(directory), number(count) as usize);
+            listing::run(Path::new(directory), number(count) as usize, None);
+        }
+        ["listing", directory, count, step] => {
+            listing::run(Path::new(directory), number(count) as usize, Some(step));
         }
         _ => {
-            eprintln!("usage: fs-check rules DIR | random DIR SEED N | listing DIR N");
+            eprintln!("usage: fs-check rules DIR | random DIR SEED N | listing DIR N [STEP]");
             return ExitCode::FAILURE;
         }
     }
