@@ -34,15 +34,38 @@ const LONG_PACKAGES: &str =
 /// Seconds for all long tests together in the lab.
 const LONG_TIMEOUT_S: &str = "7200";
 
+/// Seconds for a program of system tests.
+const LIMIT_S: &str = "1200";
+
+/// Seconds for a program of long tests.
+const LONG_LIMIT_S: &str = "5400";
+
 /// Seconds for all system tests together in the lab.
 const LAB_TIMEOUT_S: &str = "2700";
 
-/// Runs each program in turn, its tests one by one, the rest after a failure too, and fails if one did.
-pub(crate) const RUN_EACH: &str = r#"
-failed=
+/// Runs each program in turn, its tests one by one, the rest after a failure too, and fails if one
+/// did. The first argument is the seconds after which it is told where everybody is in the kernel;
+/// a minute later a program that still is not done is ended.
+const RUN_EACH: &str = r#"
+limit=$1 failed=
+shift
+watch() {
+    trap 'kill $clock; exit' TERM
+    sleep $limit >/dev/null 2>&1 & clock=$!
+    wait $clock
+    echo "error: $program is not done after $limit s; who is there, and where:" >&2
+    for task in /proc/[0-9]*/task/*; do
+        readlink "$task/exe" >/dev/null || continue
+        echo "$task: $(tr '\0' ' ' <"$task/cmdline" | cut -c 1-200)"
+        cat "$task/stack"
+    done >&2
+}
 for program; do
     echo "     Running $program"
-    RUST_TEST_THREADS=1 "$program" || failed="$failed ${program##*/}"
+    watch & watch=$!
+    RUST_TEST_THREADS=1 timeout --foreground --signal KILL $((limit + 60)) "$program" ||
+        failed="$failed ${program##*/}"
+    kill $watch 2>/dev/null
 done
 [ -z "$failed" ] || { echo "error: failed:$failed" >&2; exit 1; }
 "#;
@@ -98,7 +121,7 @@ fn system(project: &Project) -> Result<()> {
     let command = |programs: &[PathBuf]| {
         let mut command = place.command(&["--timeout", LAB_TIMEOUT_S, "--disk", "4G"], "sh");
         command
-            .args(["-c", RUN_EACH, "sh"])
+            .args(["-c", RUN_EACH, "sh", LIMIT_S])
             .args(programs)
             .current_dir(&project.root)
             .env("BULKHEAD_PREFIX", project.prefix())
@@ -119,7 +142,7 @@ fn long(project: &Project) -> Result<()> {
     place.announce("the long tests");
     run(place
         .command(&["--timeout", LONG_TIMEOUT_S, "--disk", "6G"], "sh")
-        .args(["-c", RUN_EACH, "sh"])
+        .args(["-c", RUN_EACH, "sh", LONG_LIMIT_S])
         .args(tests)
         .current_dir(&project.root)
         .env("BULKHEAD_PREFIX", project.prefix())
@@ -161,4 +184,48 @@ pub(crate) fn executables(project: &Project, package: &str, kind: &str) -> Resul
     }
     programs.sort();
     Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn run_each(limit: &str, programs: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", RUN_EACH, "sh", limit])
+            .args(programs)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    #[test]
+    fn the_rest_runs_after_a_failure_which_fails_all() {
+        let done = run_each("60", &["/bin/false", "/bin/true"]).output().unwrap();
+        let stdout = String::from_utf8(done.stdout).unwrap();
+        assert_eq!(
+            stdout,
+            "     Running /bin/false\n     Running /bin/true\n"
+        );
+        let stderr = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(stderr, "error: failed: false\n");
+        assert!(!done.status.success());
+        assert!(run_each("60", &["/bin/true"]).status().unwrap().success());
+    }
+
+    #[test]
+    fn who_does_not_come_to_an_end_is_told() {
+        let mut waits = run_each("1", &["/bin/cat"]).spawn().unwrap();
+        let told = BufReader::new(waits.stderr.take().unwrap()).lines();
+        let mut told = told.map_while(Result::ok);
+        assert!(told.any(|line| line.contains("/bin/cat is not done after 1 s")));
+        assert!(told.any(|line| line.starts_with("/proc/") && line.ends_with(": /bin/cat ")));
+        drop(waits.stdin.take());
+        assert!(waits.wait().unwrap().success());
+    }
 }
