@@ -11,11 +11,18 @@
 //!   hangup MS TEXT    the guest breaks its connection off, and the VMM ends that much later with
 //!                     TEXT as its last words
 //!   boot then exit    it ends as soon as a container is to be made
+//!   boot then lie     the agent tells of containers that there are not, of absurd numbers, and
+//!                     always has news
+//!   boot then flood BYTES
+//!                     its lists and its news have so many bytes
+//!   boot then babble HOW
+//!                     what comes from it are no answers, see [`Babble`]
 //! ```
 //!
-//! A container's arguments say what its process does: `cat`, `exit N`, `wait`
-//! for a signal, `missing`, `forbidden`; or what the agent does when it starts
-//! the process: `stand` still for ever, `work N` seconds before it answers.
+//! A container's arguments say what its process does: `cat`, `exit N`, `shout`
+//! without an end, `wait` for a signal, `missing`, `forbidden`; or what the agent
+//! does when it starts the process: `stand` still for ever, `work N` seconds
+//! before it answers.
 //!
 //! Of commands to the VMM it knows `state`, `pause` and `resume`.
 
@@ -28,14 +35,18 @@ use std::{
         unix::fs::FileExt,
     },
     pin::Pin,
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use protocol::{
-    AGENT_PORT, Hello, STREAM_PORT, StreamId, agent as message,
+    AGENT_PORT, Hello, STREAM_PORT, StreamId,
+    agent::{self as message, event},
     agent_ttrpc::{Agent, create_agent},
 };
 use tokio::{
@@ -44,8 +55,9 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use ttrpc::{
-    Code,
+    Code, MessageHeader,
     r#async::{Server, TtrpcContext, transport::Listener},
+    proto::{MESSAGE_TYPE_DATA, MESSAGE_TYPE_RESPONSE},
 };
 use vmm::{
     config::{DeviceConfig, Resource, VmConfig},
@@ -90,8 +102,99 @@ fn main() -> Result<()> {
         ("boot" | "stranger", rest) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(serve(&config, word == "stranger", rest == "then exit")),
+            .block_on(serve(&config, word == "stranger", Conduct::of(rest)?)),
         _ => Err(format!("no such script: {script}").into()),
+    }
+}
+
+/// How the agent serves its host.
+#[derive(Clone, Copy, PartialEq)]
+enum Conduct {
+    Honest,
+    Exits,
+    Lies,
+    Floods { bytes: usize },
+    Babbles(Babble),
+}
+
+/// What an agent says that answers nothing.
+#[derive(Clone, Copy, PartialEq)]
+enum Babble {
+    /// Any bytes, without an end.
+    Noise,
+    /// Data on the streams of all calls, without an end.
+    Data,
+    /// An answer that is longer than any can be.
+    Length,
+    /// Answers to all calls, which are none.
+    Junk,
+}
+
+impl Conduct {
+    fn of(words: &str) -> Result<Self> {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        Ok(match words[..] {
+            [] => Self::Honest,
+            ["then", "exit"] => Self::Exits,
+            ["then", "lie"] => Self::Lies,
+            ["then", "flood", bytes] => Self::Floods {
+                bytes: bytes.parse()?,
+            },
+            ["then", "babble", how] => Self::Babbles(match how {
+                "noise" => Babble::Noise,
+                "data" => Babble::Data,
+                "length" => Babble::Length,
+                "junk" => Babble::Junk,
+                how => return Err(format!("no such babble: {how}").into()),
+            }),
+            _ => return Err(format!("no such conduct: {words:?}").into()),
+        })
+    }
+}
+
+impl Babble {
+    /// Says it until nobody listens any more.
+    async fn say(self, mut host: UnixStream) -> io::Result<()> {
+        // Not before the host has asked for something.
+        host.read_u8().await?;
+        let frame = |kind, length: usize, stream| {
+            let header = MessageHeader {
+                length: length as u32,
+                stream_id: stream,
+                type_: kind,
+                flags: 0,
+            };
+            let mut bytes = Vec::from(header);
+            bytes.resize(bytes.len() + length.min(64 << 10), 0xff);
+            bytes
+        };
+        match self {
+            Self::Noise => loop {
+                let bytes: Vec<u8> = (0..64_u32 << 10)
+                    .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+                    .collect();
+                host.write_all(&bytes).await?;
+            },
+            Self::Data => loop {
+                for stream in (1..32).step_by(2) {
+                    let bytes = frame(MESSAGE_TYPE_DATA, 64 << 10, stream);
+                    host.write_all(&bytes).await?;
+                }
+            },
+            Self::Length => loop {
+                let bytes = frame(MESSAGE_TYPE_RESPONSE, u32::MAX as usize, 1);
+                host.write_all(&bytes).await?;
+            },
+            Self::Junk => {
+                for stream in (1..32).step_by(2) {
+                    let bytes = frame(MESSAGE_TYPE_RESPONSE, 64, stream);
+                    host.write_all(&bytes).await?;
+                }
+            }
+        }
+        // It stays there.
+        tokio::io::copy(&mut host, &mut tokio::io::sink()).await?;
+        Ok(())
     }
 }
 
@@ -122,7 +225,7 @@ fn sockets(config: &VmConfig) -> Result<(&Resource, &Resource)> {
     Ok(vsock.ok_or("no vsock")?)
 }
 
-async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
+async fn serve(config: &VmConfig, stranger: bool, conduct: Conduct) -> Result<()> {
     let (listener, ready) = sockets(config)?;
     let listener = std::os::unix::net::UnixListener::from(OwnedFd::from(opened(listener)));
     listener.set_nonblocking(true)?;
@@ -134,8 +237,9 @@ async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
     let agent = StandIn {
         streams: Mutex::default(),
         arrived: watch::channel(()).0,
-        containers: Mutex::default(),
-        dies,
+        processes: Mutex::default(),
+        conduct,
+        told: AtomicU64::new(0),
     };
     let agent = Arc::new(agent);
     let mut server = Server::new()
@@ -177,8 +281,9 @@ async fn serve(config: &VmConfig, stranger: bool, dies: bool) -> Result<()> {
                 .write_all(b"OK 1073741824\n")
                 .await
                 .expect("answered");
-            match port {
-                AGENT_PORT => drop(connections.send(Ok(stream)).await),
+            match (port, agent.conduct) {
+                (AGENT_PORT, Conduct::Babbles(babble)) => drop(babble.say(stream).await),
+                (AGENT_PORT, _) => drop(connections.send(Ok(stream)).await),
                 _ => agent.park(u64::from_le_bytes(name), stream),
             }
         });
@@ -251,8 +356,11 @@ impl futures_core::Stream for Accepted {
 struct StandIn {
     streams: Mutex<HashMap<u64, UnixStream>>,
     arrived: watch::Sender<()>,
-    containers: Mutex<HashMap<String, Process>>,
-    dies: bool,
+    /// By their names, see [`name`].
+    processes: Mutex<HashMap<String, Process>>,
+    conduct: Conduct,
+    /// The number of the last event.
+    told: AtomicU64,
 }
 
 struct Process {
@@ -281,8 +389,48 @@ impl StandIn {
         }
     }
 
-    fn status(&self, id: &str) -> watch::Sender<Option<u32>> {
-        self.containers.lock().expect("lock")[id].status.clone()
+    fn status(&self, name: &str) -> watch::Sender<Option<u32>> {
+        self.processes.lock().expect("lock")[name].status.clone()
+    }
+
+    /// Makes a process, up to its start.
+    async fn make(&self, name: String, process: &serde_json::Value, streams: &message::Streams) {
+        let args = serde_json::from_value(process["args"].clone()).expect("args");
+        let process = Process {
+            args,
+            streams: [
+                self.take(streams.stdin).await,
+                self.take(streams.stdout).await,
+                self.take(streams.stderr).await,
+            ],
+            status: watch::channel(None).0,
+        };
+        self.processes.lock().expect("lock").insert(name, process);
+    }
+
+    /// A number that is true, or one that no guest can have.
+    fn number(&self, number: u64) -> u64 {
+        match self.conduct {
+            Conduct::Lies => u64::MAX,
+            _ => number,
+        }
+    }
+
+    /// How many empty elements of a list an answer has.
+    fn empties(&self) -> usize {
+        match self.conduct {
+            // A tag and a length of 0.
+            Conduct::Floods { bytes } => bytes / 2,
+            _ => 0,
+        }
+    }
+}
+
+/// A process's name: its container's, and its own behind a slash if it is an exec.
+fn name(container: &str, exec: &str) -> String {
+    match exec {
+        "" => container.to_owned(),
+        exec => format!("{container}/{exec}"),
     }
 }
 
@@ -306,30 +454,32 @@ impl Agent for StandIn {
         _: &TtrpcContext,
         request: message::CreateContainerRequest,
     ) -> ttrpc::Result<message::CreateContainerResponse> {
-        if self.dies {
+        if self.conduct == Conduct::Exits {
             eprintln!("bulkhead-vmm: as the script says");
             std::process::exit(1);
         }
         let spec: serde_json::Value = serde_json::from_slice(&request.spec).expect("json");
-        let args: Vec<String> =
-            serde_json::from_value(spec["process"]["args"].clone()).expect("args");
-        if args[0] == "missing" {
+        let process = &spec["process"];
+        if process["args"][0] == "missing" {
             return refuse(Code::NOT_FOUND, "exec: \"missing\": no such\x1b[2J file");
         }
-        let process = Process {
-            args,
-            streams: [
-                self.take(request.streams.stdin).await,
-                self.take(request.streams.stdout).await,
-                self.take(request.streams.stderr).await,
-            ],
-            status: watch::channel(None).0,
-        };
-        self.containers
-            .lock()
-            .expect("lock")
-            .insert(request.container_id, process);
-        Ok(message::CreateContainerResponse::default())
+        self.make(request.container_id, process, &request.streams)
+            .await;
+        Ok(message::CreateContainerResponse {
+            pid: self.number(1) as u32,
+            ..Default::default()
+        })
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: message::ExecProcessRequest,
+    ) -> ttrpc::Result<message::ExecProcessResponse> {
+        let process = serde_json::from_slice(&request.process).expect("json");
+        let name = name(&request.container_id, &request.exec_id);
+        self.make(name, &process, &request.streams).await;
+        Ok(message::ExecProcessResponse::default())
     }
 
     async fn start_process(
@@ -337,10 +487,11 @@ impl Agent for StandIn {
         _: &TtrpcContext,
         request: message::StartProcessRequest,
     ) -> ttrpc::Result<message::StartProcessResponse> {
-        let status = self.status(&request.container_id);
+        let name = name(&request.container_id, &request.exec_id);
+        let status = self.status(&name);
         let (args, [stdin, stdout, stderr]) = {
-            let mut containers = self.containers.lock().expect("lock");
-            let process = containers.get_mut(&request.container_id).expect("there");
+            let mut processes = self.processes.lock().expect("lock");
+            let process = processes.get_mut(&name).expect("there");
             let streams = std::mem::take(&mut process.streams);
             (process.args.clone(), streams)
         };
@@ -364,6 +515,11 @@ impl Agent for StandIn {
                 drop(stderr);
                 status.send_replace(Some(copied.map_or(1, |_| 0)));
             })),
+            "shout" => drop(tokio::spawn(async move {
+                let mut stdout = stdout.expect("stdout");
+                while stdout.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+                drop((stdin, stderr));
+            })),
             // Its streams are open as long as it lives.
             _ => drop(tokio::spawn(async move {
                 let mut ended = status.subscribe();
@@ -371,7 +527,11 @@ impl Agent for StandIn {
                 drop((stdin, stdout, stderr));
             })),
         }
-        Ok(message::StartProcessResponse::default())
+        Ok(message::StartProcessResponse {
+            exec_ns: self.number(1),
+            boot_ns: self.number(1),
+            ..Default::default()
+        })
     }
 
     async fn signal_process(
@@ -379,8 +539,11 @@ impl Agent for StandIn {
         _: &TtrpcContext,
         request: message::SignalProcessRequest,
     ) -> ttrpc::Result<message::Empty> {
-        self.status(&request.container_id)
-            .send_replace(Some(128 + request.signal));
+        let status = self.status(&name(&request.container_id, &request.exec_id));
+        if status.borrow().is_some() {
+            return refuse(Code::FAILED_PRECONDITION, "it has ended");
+        }
+        status.send_replace(Some(128 + request.signal));
         Ok(message::Empty::default())
     }
 
@@ -389,12 +552,98 @@ impl Agent for StandIn {
         _: &TtrpcContext,
         request: message::WaitProcessRequest,
     ) -> ttrpc::Result<message::WaitProcessResponse> {
-        let mut status = self.status(&request.container_id).subscribe();
+        let name = name(&request.container_id, &request.exec_id);
+        let mut status = self.status(&name).subscribe();
         let ended = status.wait_for(Option::is_some).await.expect("an end");
         Ok(message::WaitProcessResponse {
-            exit_status: ended.unwrap_or_default(),
+            exit_status: self.number(ended.unwrap_or_default().into()) as u32,
+            exited_at_ns: self.number(1),
             ..Default::default()
         })
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: message::DeleteContainerRequest,
+    ) -> ttrpc::Result<message::Empty> {
+        let name = name(&request.container_id, &request.exec_id);
+        self.processes.lock().expect("lock").remove(&name);
+        Ok(message::Empty::default())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        _: message::PauseContainerRequest,
+    ) -> ttrpc::Result<message::Empty> {
+        Ok(message::Empty::default())
+    }
+
+    async fn next_events(
+        &self,
+        _: &TtrpcContext,
+        _: message::NextEventsRequest,
+    ) -> ttrpc::Result<message::NextEventsResponse> {
+        let event = |container: &str| message::Event {
+            number: self.told.fetch_add(1, Ordering::Relaxed) + 1,
+            container_id: container.to_owned(),
+            what: Some(event::What::OutOfMemory(message::OutOfMemory {
+                kills: u64::MAX,
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let events = match self.conduct {
+            Conduct::Lies => ["stranger", "web", "../web", "", "other"]
+                .into_iter()
+                .cycle()
+                .take(2000)
+                .map(event)
+                .collect(),
+            Conduct::Floods { .. } => {
+                let mut events = vec![message::Event::default(); self.empties()];
+                events.push(event("web"));
+                events
+            }
+            _ => std::future::pending().await,
+        };
+        Ok(message::NextEventsResponse {
+            events,
+            lost: self.number(0),
+            ..Default::default()
+        })
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        _: message::ListProcessesRequest,
+    ) -> ttrpc::Result<message::ListProcessesResponse> {
+        Ok(message::ListProcessesResponse {
+            processes: vec![message::ProcessDetails::default(); self.empties()],
+            ..Default::default()
+        })
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        _: message::ContainerStatsRequest,
+    ) -> ttrpc::Result<message::ContainerStatsResponse> {
+        let counters = (0..self.empties() / 8).map(|number| (format!("{number:x}"), 0));
+        Ok(message::ContainerStatsResponse {
+            memory_current_bytes: self.number(1),
+            memory_max_bytes: self.number(1),
+            cpu_usage_us: self.number(1),
+            memory_stat: counters.collect(),
+            io: vec![message::DeviceIo::default(); self.empties() / 4],
+            ..Default::default()
+        })
+    }
+
+    async fn ping(&self, _: &TtrpcContext, _: message::Empty) -> ttrpc::Result<message::Empty> {
+        Ok(message::Empty::default())
     }
 }
 

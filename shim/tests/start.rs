@@ -7,7 +7,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -472,11 +472,35 @@ async fn a_vmm_that_is_killed_ends_all_waits_with_a_status_and_the_rest_still_an
     let new = host.container("web", &["wait"], Stdio::null());
     pod.create(new).await.expect("made");
     pod.start_process(&first()).await.expect("runs");
-    let vmm = nix::unistd::Pid::from_raw(pod.sandbox().vmm_pid() as i32);
-    nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).expect("killed");
-
-    let ended = tokio::time::timeout(Duration::from_secs(1), pod.wait(&first())).await;
-    assert_eq!(ended.expect("in time").expect("ended").status, 137);
+    let vmm = Pid::from_raw(pod.sandbox().vmm_pid() as i32);
+    // The agent is at work: it answers nothing.
+    let other = host.container("other", &["work", "1000"], Stdio::null());
+    let busy = ProcessId::first(other.id.clone());
+    pod.create(other).await.expect("made");
+    let killing = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        kill(vmm, Signal::SIGKILL).expect("killed");
+        Instant::now()
+    };
+    let web = first();
+    let (ends, starting, counting, killed) = tokio::join!(
+        async { (pod.wait(&web).await, pod.wait(&web).await, Instant::now()) },
+        async { (pod.start_process(&busy).await, Instant::now()) },
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            (pod.stats(&web.container).await, Instant::now())
+        },
+        killing,
+    );
+    for at in [ends.2, starting.1, counting.1] {
+        let took = at.saturating_duration_since(killed);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    assert_eq!(ends.0.expect("ended").status, 137);
+    assert_eq!(ends.1.expect("ended").status, 137);
+    assert_eq!(starting.0.expect_err("dead").kind(), Kind::Dead);
+    assert_eq!(counting.0.expect_err("dead").kind(), Kind::Dead);
+    assert_eq!(pod.wait(&busy).await.expect("ended").status, 137);
     let told = std::iter::from_fn(|| events.try_recv().ok());
     assert!(
         told.into_iter()
