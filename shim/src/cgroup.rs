@@ -32,7 +32,7 @@ const OVERHEAD_BYTES: i64 = 128 << 20;
 /// How long the processes of a cgroup may take to end when they are killed.
 const END: Duration = Duration::from_secs(15);
 
-/// How long they may take to end of their own accord.
+/// How long they may take to end of their own accord when they were told how.
 const KIND: Duration = Duration::from_secs(10);
 
 /// The controllers that limits are of.
@@ -47,7 +47,7 @@ pub struct CgroupPlan {
     resources: Value,
 }
 
-/// A cgroup that was made. Dropping it ends what runs in it and removes it.
+/// A cgroup that was made. Dropping it kills what runs in it and removes it.
 #[derive(Debug)]
 pub struct HostCgroup(PathBuf);
 
@@ -201,10 +201,20 @@ impl HostCgroup {
 }
 
 impl HostCgroup {
-    /// Ends what runs in it and removes it, while other tasks go on: one of them tells the process
-    /// that stands for the container how to exit.
-    pub async fn end(mut self) {
-        let mut removal = Removal::of(&self.0);
+    /// Removes it at an ordinary end, while other tasks go on: one of them tells the process that
+    /// stands for the container how to exit.
+    pub async fn end(self) {
+        self.remove_after(KIND).await;
+    }
+
+    /// Kills what runs in it and removes it, while other tasks go on: what it was made for failed,
+    /// and what is in it may wait for whoever calls this.
+    pub async fn undo(self) {
+        self.remove_after(Duration::ZERO).await;
+    }
+
+    async fn remove_after(mut self, kind: Duration) {
+        let mut removal = Removal::of(&self.0, kind);
         loop {
             match removal.attempt() {
                 Ok(None) => break,
@@ -241,13 +251,13 @@ pub fn is_taken(place: &Path) -> bool {
     })
 }
 
-/// Ends what runs in a cgroup that we made, and removes it; also one of which only the directory
+/// Kills what runs in a cgroup that we made, and removes it; also one of which only the directory
 /// above was made.
 ///
 /// # Errors
 /// When it cannot be removed.
 pub fn remove(place: &Path) -> io::Result<()> {
-    let mut removal = Removal::of(place);
+    let mut removal = Removal::of(place, Duration::ZERO);
     while let Some(wait) = removal.attempt()? {
         std::thread::sleep(wait);
     }
@@ -258,14 +268,17 @@ pub fn remove(place: &Path) -> io::Result<()> {
 struct Removal<'a> {
     place: &'a Path,
     begin: Instant,
+    /// How long those that are in it may take to end of their own accord.
+    kind: Duration,
     wait: Duration,
 }
 
 impl<'a> Removal<'a> {
-    fn of(place: &'a Path) -> Self {
+    fn of(place: &'a Path, kind: Duration) -> Self {
         Self {
             place,
             begin: Instant::now(),
+            kind,
             wait: Duration::from_millis(1),
         }
     }
@@ -280,9 +293,9 @@ impl<'a> Removal<'a> {
             Err(error)
                 if error.kind() == io::ErrorKind::ResourceBusy && self.begin.elapsed() < END =>
             {
-                // Those that were told to end may do so first.
-                if self.begin.elapsed() > KIND {
-                    // An older kernel has no such file; then their parents' ends must do.
+                if self.begin.elapsed() >= self.kind {
+                    // Each time: one may have been on its way into it. An older kernel has no such
+                    // file; then their parents' ends must do.
                     let _ = fs::write(self.place.join("cgroup.kill"), "1");
                 }
                 // The kernel tells of their end by a file, which is too much for what takes no time.
@@ -427,6 +440,7 @@ fn plain(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -493,6 +507,47 @@ mod tests {
         ] {
             assert_eq!(layout(path), Layout::Path, "{path:?}");
         }
+    }
+
+    /// A directory that cannot be removed, as that of a cgroup that has processes.
+    fn taken() -> tempfile::TempDir {
+        let place = tempfile::tempdir().expect("a directory");
+        let child = place.path().join("container");
+        fs::create_dir(&child).expect("made");
+        let (none, flags) = (None::<&str>, MsFlags::empty());
+        mount(none, &child, Some("tmpfs"), flags, none).expect("mounted");
+        place
+    }
+
+    /// Whether the kernel is told at once to kill what is in a cgroup whose removal begins.
+    fn is_killed_at_once(kind: Duration) -> bool {
+        let place = taken();
+        let attempt = Removal::of(place.path(), kind).attempt();
+        assert!(attempt.expect("not yet").is_some());
+        umount2(&place.path().join("container"), MntFlags::MNT_DETACH).expect("unmounted");
+        place.path().join("cgroup.kill").exists()
+    }
+
+    #[test]
+    fn those_that_were_told_to_end_may_and_those_of_a_failed_start_are_killed_at_once() {
+        assert!(!is_killed_at_once(KIND));
+        assert!(is_killed_at_once(Duration::ZERO));
+    }
+
+    #[test]
+    fn the_cgroup_of_a_failed_start_is_not_waited_for() {
+        let place = taken();
+        let path = place.path().to_owned();
+        let begin = Instant::now();
+        let kernel = std::thread::spawn(move || {
+            while !path.join("cgroup.kill").exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            umount2(&path.join("container"), MntFlags::MNT_DETACH).expect("unmounted");
+        });
+        drop(HostCgroup(place.path().to_owned()));
+        kernel.join().expect("joined");
+        assert!(begin.elapsed() < KIND / 2, "{:?}", begin.elapsed());
     }
 
     proptest! {

@@ -30,6 +30,9 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What fails at once takes less, also on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
 /// How many times something is repeated; more by an environment variable.
 fn rounds(few: usize) -> usize {
     let asked = std::env::var("BULKHEAD_ROUNDS").ok();
@@ -470,6 +473,46 @@ fn a_program_that_is_missing_is_told_in_the_words_and_with_the_status_that_engin
     let output = host.run(&["start", "web"]);
     assert_eq!(output.status.code(), Some(126));
     host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+/// The status of a command that makes a container and fails, which it does at once: not only when
+/// the relay, which waits for the pod's end, has been waited for in its cgroup.
+fn fails_at_once(mut command: Command) -> Option<i32> {
+    let begin = Instant::now();
+    let output = command.output().expect("starts");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(begin.elapsed() < AT_ONCE, "{:?}: {words}", begin.elapsed());
+    output.status.code()
+}
+
+#[test]
+fn a_start_that_fails_is_told_at_once() {
+    let host = Host::new();
+    host.bundle("missing", &["missing"], |_| {});
+    let bundle = host.text("missing");
+    for verb in ["create", "run"] {
+        let command = host.making(&[verb, "--bundle", &bundle], "web");
+        assert_eq!(fails_at_once(command), Some(127), "{verb}");
+        host.assert_nothing_is_left();
+    }
+    // Nor do the other members of a pod wait when one fails.
+    let sandbox = host.create("bundle", "infra");
+    host.ok(&["start", "infra"]);
+    host.bundle("missing", &["missing"], |config| {
+        config["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": "container",
+            "io.kubernetes.cri-o.SandboxID": "infra"
+        });
+        config["linux"]["namespaces"] = json!([
+            {"type": "network", "path": format!("/proc/{sandbox}/ns/net")},
+            {"type": "mount"}, {"type": "pid"}
+        ]);
+    });
+    let command = host.making(&["create", "--bundle", &bundle], "app");
+    assert_eq!(fails_at_once(command), Some(127));
+    assert_eq!(host.status("infra"), "running");
+    host.ok(&["delete", "--force", "infra"]);
     host.assert_nothing_is_left();
 }
 

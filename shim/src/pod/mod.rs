@@ -17,7 +17,7 @@ use std::{
     io::{self, Read},
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -53,7 +53,7 @@ use self::{
 };
 use crate::{
     bundle::{self, Bundle, Places, Source},
-    cgroup::{Admission, CgroupPlan},
+    cgroup::{Admission, CgroupPlan, HostCgroup},
     container::Wiring,
     hooks::{HostHooks, Moment},
     id::ContainerId,
@@ -89,6 +89,14 @@ pub struct Pod {
 struct MadeContainer {
     process: Arc<Process>,
     place: Place,
+}
+
+/// What there is of a container before it has an entry.
+struct Prepared {
+    made: MadeContainer,
+    hooks: HostHooks,
+    disks: Disks,
+    resolv_conf: Option<PathBuf>,
 }
 
 /// A container to be made.
@@ -189,13 +197,46 @@ impl Pod {
         bundle::fits(bundle.spec(), bundle.role(), self.sandbox.size().memory_mib)?;
         let _span = self.sandbox.trace().span("container created");
         let reserved = self.reserve(&new.id)?;
-        let pid = new.pid.unwrap_or(self.sandbox.vmm_pid());
-        let hooks = HostHooks::new(&new.id, &new.bundle, pid);
         let mut own_cgroup = None;
         if self.grouped.as_ref() != Some(&new.id) {
             own_cgroup = self.sandbox.further_cgroup(cgroup)?;
         }
-        let mut admission = match (&own_cgroup, new.pid) {
+        let container = new.id.clone();
+        match self.prepare(new, own_cgroup.as_ref()).await {
+            Ok(prepared) => {
+                let MadeContainer { process, place } = prepared.made;
+                reserved.keep(Container {
+                    first: process.clone(),
+                    execs: HashMap::new(),
+                    hooks: Arc::new(prepared.hooks),
+                    cgroup: own_cgroup,
+                    disks: Arc::new(prepared.disks),
+                    resolv_conf: prepared.resolv_conf,
+                    _place: place,
+                });
+                self.tell(Event::Create { container });
+                self.attend(process);
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(cgroup) = own_cgroup {
+                    // The other containers go on meanwhile.
+                    cgroup.undo().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// All of a container's making that its cgroup outlives.
+    async fn prepare(
+        &self,
+        new: NewContainer,
+        cgroup: Option<&HostCgroup>,
+    ) -> Result<Prepared, Error> {
+        let pid = new.pid.unwrap_or(self.sandbox.vmm_pid());
+        let hooks = HostHooks::new(&new.id, &new.bundle, pid);
+        let mut admission = match (cgroup, new.pid) {
             (Some(cgroup), Some(pid)) => cgroup.admit(pid),
             _ => Admission::default(),
         };
@@ -213,22 +254,12 @@ impl Pod {
         let made = self.make(new, pid, &disks).await;
         admission.done().await;
         match made {
-            Ok(made) => {
-                let process = made.process.clone();
-                let container = process.id.container.clone();
-                reserved.keep(Container {
-                    first: made.process,
-                    execs: HashMap::new(),
-                    hooks: Arc::new(hooks),
-                    cgroup: own_cgroup,
-                    disks: Arc::new(disks),
-                    resolv_conf,
-                    _place: made.place,
-                });
-                self.tell(Event::Create { container });
-                self.attend(process);
-                Ok(())
-            }
+            Ok(made) => Ok(Prepared {
+                made,
+                hooks,
+                disks,
+                resolv_conf,
+            }),
             Err(error) => {
                 self.unplug(&disks).await;
                 Err(error)
@@ -487,7 +518,6 @@ impl Stdio {
     }
 }
 
-/// Puts the container's files where the guest sees them.
 /// The text of a file, at most its first `most` bytes. It may be something else by now, that is not
 /// waited for.
 fn read_text(path: &Path, most: u64) -> io::Result<String> {
@@ -502,6 +532,7 @@ fn read_text(path: &Path, most: u64) -> io::Result<String> {
     Ok(text)
 }
 
+/// Puts the container's files where the guest sees them.
 async fn put(place: &mut Place, new: &NewContainer, disks: &Disks) -> Result<Places, Error> {
     let mut places = Places::default();
     if new.placeholder {
