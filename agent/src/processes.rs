@@ -44,9 +44,10 @@ pub struct Details {
 const MAX_NAME: usize = 64;
 const MAX_ARGUMENTS: u64 = 4096;
 
-/// The most processes told, and the most bytes of all their texts: what one answer holds.
-const MOST: usize = 4096;
-const MOST_TEXT: usize = 2 << 20;
+/// The most processes told, and the most bytes of all their texts: what one answer holds
+/// ([`protocol::ANSWER_MAX`]).
+pub(crate) const MOST: usize = 4096;
+pub(crate) const MOST_TEXT: usize = 384 << 10;
 
 /// /proc counts time in hundredths of a second, whatever the kernel's own clock.
 const TICK_NS: u64 = 10_000_000;

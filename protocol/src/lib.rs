@@ -48,6 +48,10 @@ pub const HOST_CID: u32 = 2;
 /// The longest container or exec id, in bytes.
 pub const MAX_ID_BYTES: usize = 1024;
 
+/// The longest frame of an answer of the agent, in bytes: the host breaks off at a longer one. What
+/// is read from one takes many times its length on the host.
+pub const ANSWER_MAX: usize = 1 << 20;
+
 /// The messages of `proto/agent.proto`.
 #[allow(warnings, clippy::all, clippy::unwrap_used, reason = "generated")]
 pub mod agent {

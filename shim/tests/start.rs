@@ -188,6 +188,29 @@ fn first() -> ProcessId {
     ProcessId::first(id())
 }
 
+/// The most memory, in KiB, by which an agent that does its worst makes this process grow: what is
+/// read from its longest answer, and what the allocator keeps.
+const GROWTH_KIB: u64 = 256 << 10;
+
+/// The most memory that this process has had since it was last asked to forget it.
+fn peak_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.expect("a peak").parse().expect("a number")
+}
+
+/// Does `work`, which takes no longer than `deadline` and costs bounded memory.
+async fn bounded<T>(deadline: Duration, work: impl Future<Output = T>) -> T {
+    fs::write("/proc/self/clear_refs", "5").expect("the peak is forgotten");
+    let before = peak_kib();
+    let done = timeout(deadline, work).await.expect("in time");
+    let grown = peak_kib() - before;
+    println!("it grew by {grown} KiB");
+    assert!(grown < GROWTH_KIB, "it grew by {grown} KiB");
+    done
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn a_container_runs_and_its_status_is_the_processs() {
     let host = Host::with("boot");
@@ -619,4 +642,75 @@ async fn an_agent_that_is_at_work_is_waited_for() {
     // It answers nothing meanwhile.
     let web = host.started(&pod, "web", &["work", "3"]).await;
     lives_on(&pod, &web, || {}).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_longest_answers_of_an_agent_cost_bounded_memory() {
+    let host = Host::with("boot then flood 1000000");
+    let pod = host.pod().await;
+    bounded(PATIENCE, async {
+        let web = host.started(&pod, "web", &["wait"]).await;
+        let listed = pod.processes(&web.container).await.expect("listed");
+        let told = shim::oci::told::processes(&listed);
+        assert_eq!(told.as_array().map(Vec::len), Some(4096));
+        drop((listed, told));
+        pod.stats(&web.container).await.expect("counted");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        pod.kill(&web, 15, false).await.expect("it still answers");
+    })
+    .await;
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_agent_whose_answers_are_too_long_is_not_listened_to_any_more() {
+    let host = Host::with("boot then flood 4000000");
+    let pod = host.pod().await;
+    bounded(PATIENCE, async {
+        let web = host.container("web", &["wait"], Stdio::null());
+        // Its first news may come before this is answered.
+        if pod.create(web).await.is_ok() {
+            assert_eq!(pod.wait(&first()).await.expect("ended").status, 137);
+            let listed = pod.processes(&first().container).await;
+            listed.expect_err("it has ended");
+        }
+    })
+    .await;
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
+}
+
+/// What becomes of a container whose agent babbles in this way.
+async fn babbled_at(host: &Host, how: &str) {
+    let kernel = host.path(how);
+    fs::write(&kernel, format!("boot then babble {how}")).expect("written");
+    let mut plan = host.plan();
+    plan.id = ContainerId::parse(how).expect("a name");
+    plan.files.kernel = kernel;
+    let pod = Pod::start(plan, &Trace::start()).await.expect("started");
+    let new = host.container(how, &["wait"], Stdio::null());
+    let error = pod.create(new).await.expect_err("failed").to_string();
+    assert!(
+        error.contains("the connection to the guest failed"),
+        "{how}: {error}"
+    );
+    pod.shutdown().await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_agent_that_babbles_fails_what_is_asked_of_it_and_no_more() {
+    let host = Host::with("boot");
+    bounded(PATIENCE / 2, async {
+        tokio::join!(
+            Box::pin(babbled_at(&host, "noise")),
+            Box::pin(babbled_at(&host, "data")),
+            Box::pin(babbled_at(&host, "length")),
+            Box::pin(babbled_at(&host, "junk")),
+        )
+    })
+    .await;
+    host.assert_nothing_is_left();
 }

@@ -628,7 +628,7 @@ impl Containers {
 }
 
 /// The most processes that are listed.
-const MOST_LISTED: usize = 32_768;
+pub(crate) const MOST_LISTED: usize = 32_768;
 
 /// An id that nobody else can take while its container is being made.
 struct Reservation<'a> {

@@ -228,3 +228,40 @@ fn pages(pages: cgroup::HugePages) -> message::HugePages {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ttrpc::proto::Codec as _;
+
+    use super::*;
+    use crate::{container::MOST_LISTED, processes};
+
+    #[test]
+    fn the_longest_list_of_processes_is_an_answer_that_the_host_takes() {
+        let longest = Details {
+            pid: 4 << 20,
+            container_pid: 4 << 20,
+            parent_pid: 4 << 20,
+            uid: u32::MAX,
+            gid: u32::MAX,
+            started_at_ns: u64::MAX,
+            cpu_us: u64::MAX,
+            state: 'S',
+            terminal: "pts/1048575".to_owned(),
+            resident_kib: u64::MAX,
+            virtual_kib: u64::MAX,
+            threads: 4 << 20,
+            nice: -20,
+            name: vec![b'x'],
+            arguments: vec![0; processes::MOST_TEXT / processes::MOST - 1],
+        };
+        let answer = message::ListProcessesResponse {
+            pids: vec![4 << 20; MOST_LISTED],
+            processes: vec![details(longest); processes::MOST],
+            ..Default::default()
+        };
+        // The status of the call is in the frame, too.
+        let length = answer.size() as usize + 64;
+        assert!(length <= protocol::ANSWER_MAX, "{length} bytes");
+    }
+}

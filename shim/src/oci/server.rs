@@ -157,18 +157,26 @@ impl Server {
 async fn serve(shared: Arc<Shared>, mut stream: UnixStream) {
     let answer = async {
         let (request, descriptors) = read(&mut stream).await?;
-        let reply = match shared.answer(request, descriptors).await {
-            Ok(value) => Reply::Ok(value),
-            Err(error) => Reply::Error {
-                kind: error.kind(),
-                message: crate::text::chain(&error),
-            },
-        };
-        stream.write_all(&message::encode(&reply)?).await
+        let reply = shared.answer(request, descriptors).await;
+        stream.write_all(&encoded(reply)).await
     };
     if let Err(error) = answer.await {
+        let error: io::Error = error;
         tracing::debug!(%error, "a command went away");
     }
+}
+
+/// The answer, of a length that a command takes.
+fn encoded(reply: Result<Value, Error>) -> Vec<u8> {
+    let failed = |kind, message| Reply::Error { kind, message };
+    let reply = match reply {
+        Ok(value) => Reply::Ok(value),
+        Err(error) => failed(error.kind(), crate::text::chain(&error)),
+    };
+    message::encode(&reply).unwrap_or_else(|error| {
+        let told = message::encode(&failed(Kind::Internal, error.to_string()));
+        told.expect("a few words can be encoded")
+    })
 }
 
 async fn read(stream: &mut UnixStream) -> io::Result<(Request, Vec<OwnedFd>)> {
@@ -464,5 +472,27 @@ pub(super) fn lost() -> Reply {
     Reply::Error {
         kind: Kind::Dead,
         message: "the pod's process ended before it answered".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_long_is_a_failure_that_is_told() {
+        let long = Value::String("x".repeat(9 << 20));
+        let bytes = encoded(Ok(long));
+        let reply: Reply = serde_json::from_slice(&bytes[4..]).expect("a reply");
+        assert!(
+            matches!(
+                reply,
+                Reply::Error {
+                    kind: Kind::Internal,
+                    ..
+                }
+            ),
+            "{reply:?}"
+        );
     }
 }

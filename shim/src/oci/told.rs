@@ -6,9 +6,14 @@ use std::collections::HashMap;
 use protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
 use serde_json::{Value, json};
 
+/// The most processes, devices and counters of memory that are told.
+const PROCESSES: usize = 4096;
+const DEVICES: usize = 256;
+const COUNTERS: usize = 256;
+
 /// The processes in the guest, as `bulkhead ps` prints them.
 pub fn processes(list: &ListProcessesResponse) -> Value {
-    let processes = list.processes.iter().map(|process| {
+    let processes = list.processes.iter().take(PROCESSES).map(|process| {
         let words = process.arguments.split(|byte| *byte == 0);
         let words: Vec<_> = words.map(String::from_utf8_lossy).collect();
         let command = match words.join(" ").trim_end() {
@@ -34,6 +39,7 @@ pub fn stats(stats: &ContainerStatsResponse) -> Value {
     let io: Vec<_> = stats
         .io
         .iter()
+        .take(DEVICES)
         .flat_map(|device| {
             let entry = |operation: &str, value: u64| {
                 json!({
@@ -47,7 +53,13 @@ pub fn stats(stats: &ContainerStatsResponse) -> Value {
         })
         .collect();
     let usage = |usage: u64, limit: u64, failures: u64| json!({"limit": limit, "usage": usage, "failcnt": failures});
-    let memory_stat: HashMap<_, _> = stats.memory_stat.iter().collect();
+    // Names as the kernel gives them: others could be text for a terminal.
+    let named = |name: &str| {
+        name.bytes()
+            .all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+    };
+    let counters = stats.memory_stat.iter().filter(|(name, _)| named(name));
+    let memory_stat: HashMap<_, _> = counters.take(COUNTERS).collect();
     json!({
         "cpu": {
             "usage": {
@@ -93,7 +105,7 @@ fn limit(value: u64) -> u64 {
 mod tests {
     use proptest::prelude::*;
     use protobuf::Message;
-    use protocol::agent::ProcessDetails;
+    use protocol::agent::{DeviceIo, ProcessDetails};
 
     use super::*;
 
@@ -115,11 +127,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn more_than_a_guest_can_have_is_not_told() {
+        let list = ListProcessesResponse {
+            processes: vec![ProcessDetails::default(); PROCESSES + 1],
+            ..Default::default()
+        };
+        assert_eq!(processes(&list).as_array().map(Vec::len), Some(PROCESSES));
+        let name = |number| format!("counter_{number}");
+        let counters = ContainerStatsResponse {
+            io: vec![DeviceIo::default(); DEVICES + 1],
+            memory_stat: (0..=COUNTERS).map(|number| (name(number), 1)).collect(),
+            ..Default::default()
+        };
+        let told = stats(&counters);
+        let io = told["blkio"]["ioServiceBytesRecursive"].as_array();
+        assert_eq!(io.map(Vec::len), Some(2 * DEVICES));
+        let raw = told["memory"]["raw"].as_object();
+        assert_eq!(raw.map(serde_json::Map::len), Some(COUNTERS));
+    }
+
+    #[test]
+    fn a_counter_whose_name_is_text_for_a_terminal_is_not_told() {
+        let names = ["anon", "\u{9b}2J", "a b"];
+        let counters = ContainerStatsResponse {
+            memory_stat: names.map(|name| (name.to_owned(), 1)).into(),
+            ..Default::default()
+        };
+        assert_eq!(stats(&counters)["memory"]["raw"], json!({"anon": 1}));
+    }
+
     proptest! {
         #[test]
         fn whatever_the_agent_answers_can_be_told(bytes: Vec<u8>) {
             if let Ok(list) = ListProcessesResponse::parse_from_bytes(&bytes) {
-                prop_assert_eq!(processes(&list).as_array().map(Vec::len), Some(list.processes.len()));
+                let told = list.processes.len().min(PROCESSES);
+                prop_assert_eq!(processes(&list).as_array().map(Vec::len), Some(told));
             }
             if let Ok(counters) = ContainerStatsResponse::parse_from_bytes(&bytes) {
                 prop_assert!(stats(&counters)["pids"].is_object());

@@ -12,13 +12,17 @@ use tokio::{
 };
 use ttrpc::asynchronous::{Client, transport::Socket};
 
+use super::frames::Answers;
+
 /// The longest answer to `CONNECT`: `OK 4294967295\n`.
 const ANSWER_MAX: usize = 14;
 
 /// Connects to the agent's rpc port.
 pub(super) async fn client(vsock: &Path) -> io::Result<AgentClient> {
     let stream = connect(vsock, AGENT_PORT, &[]).await?;
-    Ok(AgentClient::new(Client::new(Socket::from(stream))))
+    Ok(AgentClient::new(Client::new(Socket::new(Answers::on(
+        stream,
+    )))))
 }
 
 /// Opens a standard stream by the name that the agent will know it by.

@@ -31,6 +31,7 @@ mod agent;
 mod attachment;
 pub mod console;
 mod disks;
+mod frames;
 mod machine;
 mod plugging;
 mod pulse;
