@@ -20,7 +20,7 @@ use shim::{
     pod::{self, Event, Input, Kind, NewContainer, Pod, ProcessId, Root, Status, Stdio},
     sandbox::{Error, Files, Media, Pace, Plan, Purpose, Sandbox, Size, Surroundings, Trace},
 };
-use tokio::time::timeout;
+use tokio::{sync::broadcast, time::timeout};
 use vmm::control::Client;
 
 /// The tests look at this process's children, so they take turns.
@@ -642,6 +642,49 @@ async fn an_agent_that_is_at_work_is_waited_for() {
     // It answers nothing meanwhile.
     let web = host.started(&pod, "web", &["work", "3"]).await;
     lives_on(&pod, &web, || {}).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_agent_that_lies_is_heard_of_its_own_containers_and_drops_no_others_events() {
+    let host = Host::with("boot then lie");
+    let pod = host.pod().await;
+    let mut events = pod.events();
+    bounded(PATIENCE, async {
+        let web = host.started(&pod, "web", &["wait"]).await;
+        host.started(&pod, "other", &["wait"]).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        pod.kill(&web, 15, false).await.expect("sent");
+        assert_eq!(pod.wait(&web).await.expect("ended").status, 255);
+        let stats = pod.stats(&web.container).await.expect_err("it has ended");
+        assert_eq!(stats.kind(), Kind::State);
+        let other = ContainerId::parse("other").expect("a name");
+        let stats = pod.stats(&other).await.expect("counted");
+        assert_eq!(stats.memory_current_bytes, u64::MAX);
+    })
+    .await;
+    let told: Vec<Event> = std::iter::from_fn(|| match events.try_recv() {
+        Ok(event) => Some(event),
+        Err(broadcast::error::TryRecvError::Lagged(lost)) => panic!("{lost} are lost"),
+        Err(_) => None,
+    })
+    .collect();
+    let of = |name: &str| {
+        let oom = |event: &&Event| matches!(event, Event::Oom { container } if container.as_str() == name);
+        told.iter().filter(oom).count()
+    };
+    // With one answer a second.
+    assert!((2..=5).contains(&of("web")), "{told:?}");
+    let all = told
+        .iter()
+        .filter(|event| matches!(event, Event::Oom { .. }));
+    assert_eq!(all.count(), of("web") + of("other"));
+    let exits = told
+        .iter()
+        .filter(|event| matches!(event, Event::Exit { .. }));
+    assert_eq!(exits.count(), 1);
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{
@@ -13,6 +13,9 @@ use super::{
     process::{ExecId, Process, ProcessId, Status},
 };
 use crate::{cgroup::HostCgroup, hooks::HostHooks, id::ContainerId, sandbox::Place};
+
+/// A pod's containers by their names.
+pub(super) type Entries = Mutex<HashMap<ContainerId, Slot>>;
 
 /// A container's entry.
 #[derive(Debug)]
@@ -216,8 +219,15 @@ impl Pod {
     }
 
     pub(super) fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Slot>> {
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.containers)
     }
+}
+
+/// The names of all.
+pub(super) fn names(entries: &Entries) -> Vec<ContainerId> {
+    lock(entries).keys().cloned().collect()
+}
+
+fn lock(entries: &Entries) -> MutexGuard<'_, HashMap<ContainerId, Slot>> {
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
 }

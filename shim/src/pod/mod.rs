@@ -12,13 +12,14 @@
 //! ```
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read},
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use protocol::agent::{
@@ -48,7 +49,7 @@ pub use root::{Mount, Root, Upper};
 use self::{
     disks::Disks,
     ending::SIGKILL,
-    entries::{Container, Slot},
+    entries::{Container, Entries, Slot},
     process::{Process, watch},
 };
 use crate::{
@@ -67,6 +68,9 @@ pub use crate::sandbox::Plan as PodPlan;
 /// Events that are kept for a listener that is slow.
 const EVENTS: usize = 1024;
 
+/// How long the guest is not asked for events after some came.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
+
 /// Where a container reads which name servers it has, and the most that is read of it, in bytes.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RESOLV_CONF_MAX: u64 = 64 << 10;
@@ -80,7 +84,7 @@ pub struct Pod {
     hooked: Option<ContainerId>,
     /// The container in whose cgroup the machine is.
     grouped: Option<ContainerId>,
-    containers: Mutex<HashMap<ContainerId, Slot>>,
+    containers: Arc<Entries>,
     events: broadcast::Sender<Event>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -144,7 +148,7 @@ impl Pod {
             grouped,
             sandbox: Arc::new(sandbox),
             configured: OnceCell::new(),
-            containers: Mutex::default(),
+            containers: Arc::default(),
             events: broadcast::channel(EVENTS).0,
             tasks: Mutex::default(),
         };
@@ -169,7 +173,11 @@ impl Pod {
                 agent = crate::text::printable(&guest.agent_version, 80),
                 "the guest is ready"
             );
-            self.spawn(oom_events(self.sandbox.clone(), self.events.clone()));
+            self.spawn(oom_events(
+                self.sandbox.clone(),
+                self.containers.clone(),
+                self.events.clone(),
+            ));
             Ok::<_, Error>(guest)
         });
         configured.await
@@ -461,7 +469,7 @@ impl Pod {
 
     /// The names of its containers.
     pub fn containers_of(&self) -> Vec<ContainerId> {
-        self.containers().keys().cloned().collect()
+        entries::names(&self.containers)
     }
 
     /// What happens from now on.
@@ -560,8 +568,14 @@ async fn put(place: &mut Place, new: &NewContainer, disks: &Disks) -> Result<Pla
     Ok(places)
 }
 
-/// Tells of every container in which a process was killed for want of memory.
-async fn oom_events(sandbox: Arc<Sandbox>, events: broadcast::Sender<Event>) {
+/// Tells of every container in which a process was killed for want of memory. The guest may say
+/// anything of any container, as often as it likes: it is heard of those of the pod, of each once
+/// an answer, and asked again after a pause.
+async fn oom_events(
+    sandbox: Arc<Sandbox>,
+    containers: Arc<Entries>,
+    events: broadcast::Sender<Event>,
+) {
     let mut after = 0;
     loop {
         let request = NextEventsRequest {
@@ -585,10 +599,13 @@ async fn oom_events(sandbox: Arc<Sandbox>, events: broadcast::Sender<Event>) {
             return;
         }
         after = last;
-        for event in next.events.iter().filter(|event| event.has_out_of_memory()) {
-            if let Ok(container) = ContainerId::parse(&event.container_id) {
-                let _ = events.send(Event::Oom { container });
-            }
+        let told = next.events.iter().filter(|event| event.has_out_of_memory());
+        let told: HashSet<&str> = told.map(|event| event.container_id.as_str()).collect();
+        let ours = entries::names(&containers).into_iter();
+        for container in ours.filter(|container| told.contains(container.as_str())) {
+            // Without listeners nobody needs to know.
+            let _ = events.send(Event::Oom { container });
         }
+        tokio::time::sleep(OOM_PAUSE).await;
     }
 }

@@ -31,6 +31,9 @@ use crate::text::printable;
 /// The most events that wait.
 const QUEUE: usize = 1024;
 
+/// The topic of events that a guest can cause at will.
+const OOM: &str = "/tasks/oom";
+
 /// How long containerd may take for one event.
 const FORWARD: Duration = Duration::from_secs(5);
 
@@ -121,7 +124,7 @@ impl Event {
             Self::Delete(event) => ("/tasks/delete", any("TaskDelete", &event)),
             Self::Paused(event) => ("/tasks/paused", any("TaskPaused", &event)),
             Self::Resumed(event) => ("/tasks/resumed", any("TaskResumed", &event)),
-            Self::Oom(event) => ("/tasks/oom", any("TaskOOM", &event)),
+            Self::Oom(event) => (OOM, any("TaskOOM", &event)),
         }
     }
 }
@@ -143,6 +146,12 @@ impl Queue {
 
     fn push(&self, envelope: Envelope) {
         let mut waiting = self.waiting();
+        // A guest can cause these at will, and must not push the others out.
+        let said =
+            |other: &Envelope| (&other.topic, &other.event) == (&envelope.topic, &envelope.event);
+        if envelope.topic == OOM && waiting.iter().any(said) {
+            return;
+        }
         if waiting.len() >= QUEUE {
             tracing::warn!("too many events wait for containerd; the oldest is dropped");
             waiting.pop_front();

@@ -118,6 +118,22 @@ async fn an_event_that_is_refused_does_not_stop_those_behind_it() {
 }
 
 #[tokio::test]
+async fn a_guest_that_tells_of_its_memory_again_and_again_drops_no_other_event() {
+    let (_directory, socket) = directory();
+    let publisher = publisher(&socket);
+    publisher.publish(exited("web"));
+    for number in 0..2 * QUEUE {
+        publisher.publish(Event::Oom(TaskOOM {
+            container_id: format!("web{}", number % 3),
+            ..Default::default()
+        }));
+    }
+    let waiting = publisher.queue.waiting();
+    assert_eq!(waiting.len(), 4);
+    assert_eq!(waiting[0].topic, "/tasks/exit");
+}
+
+#[tokio::test]
 async fn no_more_events_wait_than_the_queue_holds() {
     let (_directory, socket) = directory();
     let publisher = publisher(&socket);
