@@ -645,6 +645,27 @@ async fn an_agent_that_is_at_work_is_waited_for() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_start_whose_hook_fails_when_the_program_has_ended_is_told_with_the_hook() {
+    let host = Host::with("boot");
+    let pod = host.pod().await;
+    let mut new = host.container("web", &["exit", "0"], Stdio::null());
+    let config = host.path("bundle/config.json");
+    let text = fs::read_to_string(&config).expect("read");
+    let mut spec: serde_json::Value = serde_json::from_str(&text).expect("json");
+    spec["hooks"] = serde_json::json!({
+        "poststart": [{"path": "/bin/sh", "args": ["sh", "-c", "echo a reason >&2; exit 3"]}]
+    });
+    fs::write(&config, spec.to_string()).expect("written");
+    new.bundle = Bundle::load(&host.path("bundle")).expect("loaded");
+    let error = run(&pod, new).await.expect_err("failed").to_string();
+    assert!(
+        error.contains("poststart") && error.contains("a reason"),
+        "{error}"
+    );
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn an_agent_that_lies_is_heard_of_its_own_containers_and_drops_no_others_events() {
     let host = Host::with("boot then lie");
     let pod = host.pod().await;

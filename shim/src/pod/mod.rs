@@ -428,7 +428,10 @@ impl Pod {
             && let Err(error) = hooks.run(Moment::Started).await
         {
             // As the specification demands: it is an error, and the end of the container.
-            self.kill(which, SIGKILL, true).await?;
+            if let Err(error) = self.kill(which, SIGKILL, true).await {
+                // It has ended already, mostly.
+                tracing::debug!(process = %which, %error, "it is not killed after a hook failed");
+            }
             return Err(error.into());
         }
         Ok(())
