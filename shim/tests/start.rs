@@ -666,6 +666,21 @@ async fn a_start_whose_hook_fails_when_the_program_has_ended_is_told_with_the_ho
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_limit_above_the_machines_memory_is_refused_before_the_agent_is_asked() {
+    let host = Host::with("boot");
+    let pod = host.pod().await;
+    let web = host.started(&pod, "web", &["wait"]).await;
+    let limit = serde_json::json!({"memory": {"limit": 65 << 20}});
+    let error = pod
+        .update(&web.container, &limit)
+        .await
+        .expect_err("refused");
+    assert_eq!(error.kind(), Kind::Invalid);
+    let words = error.to_string();
+    assert!(words.contains("65 MiB is more than the 64 MiB"), "{words}");
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn an_agent_that_lies_is_heard_of_its_own_containers_and_drops_no_others_events() {
     let host = Host::with("boot then lie");
     let pod = host.pod().await;

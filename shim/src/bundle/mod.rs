@@ -26,7 +26,7 @@ pub use disk::{BlockDevice, Disk, is_of_disk};
 pub(crate) use guest::process_for_guest;
 pub use guest::{GuestSpec, Places};
 pub use role::Role;
-pub use size::{Error as SizeError, Request as SizeRequest, fits, size};
+pub use size::{Error as SizeError, Request as SizeRequest, fits, limit_fits, size};
 pub use volume::{Source, Volume};
 
 use crate::{

@@ -15,6 +15,7 @@
 //! cgroup there.
 
 use oci_spec::runtime::Spec;
+use serde_json::Value;
 
 use super::Role;
 use crate::sandbox::{MAX_CPUS, MIN_MEMORY_MIB, Size};
@@ -106,6 +107,16 @@ pub enum Error {
         /// The machine's.
         memory_mib: u64,
     },
+    /// A new limit that the machine cannot reach.
+    #[error(
+        "a memory limit of {limit_mib} MiB is more than the {memory_mib} MiB of the container's machine, which does not grow: give less, or make the container anew with that limit"
+    )]
+    AboveMachine {
+        /// The limit.
+        limit_mib: u64,
+        /// The machine's memory.
+        memory_mib: u64,
+    },
 }
 
 /// The size of the machine for a container, on a host with `host_mib` of memory.
@@ -149,6 +160,23 @@ pub fn size(spec: &Spec, role: &Role, request: Request, host_mib: u64) -> Result
 pub fn fits(spec: &Spec, role: &Role, memory_mib: u64) -> Result<(), Error> {
     match (role, limit_mib(spec)?) {
         (Role::Member { .. }, Some(limit_mib)) if limit_mib > memory_mib => Err(Error::AbovePod {
+            limit_mib,
+            memory_mib,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses new limits of a container that are above the memory of its machine.
+///
+/// # Errors
+/// When they are.
+pub fn limit_fits(resources: &Value, memory_mib: u64) -> Result<(), Error> {
+    let limit = resources.pointer("/memory/limit").and_then(Value::as_i64);
+    // None, and what is not to be changed, are not above 0.
+    let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+    match limit.map(|limit| limit.div_ceil(1 << 20)) {
+        Some(limit_mib) if limit_mib > memory_mib => Err(Error::AboveMachine {
             limit_mib,
             memory_mib,
         }),
@@ -274,6 +302,22 @@ mod tests {
         );
         // The one whose machine it is has been asked already how large it is to be.
         assert_eq!(fits(&limit(257), &Role::First, 256), Ok(()));
+    }
+
+    #[test]
+    fn a_new_limit_may_be_what_the_machine_has_and_no_more() {
+        let limit = |bytes: i64| json!({"memory": {"limit": bytes}});
+        let fit = [limit(256 << 20), limit(-1), limit(0), json!({})];
+        for resources in fit {
+            assert_eq!(limit_fits(&resources, 256), Ok(()), "{resources}");
+        }
+        let above = limit_fits(&limit((256 << 20) + 1), 256).expect_err("refused");
+        let words = above.to_string();
+        assert!(
+            words.contains("257 MiB") && words.contains("256 MiB"),
+            "{words}"
+        );
+        assert!(limit_fits(&limit(i64::MAX), 256).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     event::Event,
     process::{ProcessId, Status},
 };
-use crate::{id::ContainerId, sandbox::no_limit};
+use crate::{bundle, id::ContainerId, sandbox::no_limit};
 
 impl Pod {
     /// Freezes all processes of a container.
@@ -63,9 +63,10 @@ impl Pod {
     /// Sets limits of a container anew: `resources` is the specification's object as JSON.
     ///
     /// # Errors
-    /// When it has ended, or the agent refuses.
+    /// When it has ended, is to have more memory than the machine, or the agent refuses.
     pub async fn update(&self, container: &ContainerId, resources: &Value) -> Result<(), Error> {
         self.alive(container)?;
+        bundle::limit_fits(resources, self.sandbox.size().memory_mib)?;
         let request = UpdateContainerRequest {
             container_id: container.to_string(),
             resources: resources.to_string().into_bytes(),
