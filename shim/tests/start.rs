@@ -762,6 +762,40 @@ async fn an_agent_whose_answers_are_too_long_is_not_listened_to_any_more() {
     host.assert_nothing_is_left();
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn output_without_an_end_that_nobody_reads_costs_bounded_memory() {
+    let host = Host::with("boot");
+    let pod = host.pod().await;
+    let (_reader, output) = std::io::pipe().expect("a pipe");
+    let (terminal, nobody) = {
+        let pty = nix::pty::openpty(None, None).expect("a pair");
+        (pty.slave, pty.master)
+    };
+    bounded(PATIENCE, async {
+        for (name, output) in [("web", OwnedFd::from(output)), ("other", terminal)] {
+            let stdio = Stdio {
+                stdout: Some(output),
+                ..Stdio::default()
+            };
+            let new = host.container(name, &["shout"], stdio);
+            let process = ProcessId::first(new.id.clone());
+            pod.create(new).await.expect("made");
+            pod.start_process(&process).await.expect("runs");
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for name in ["web", "other"] {
+            let process = ProcessId::first(ContainerId::parse(name).expect("a name"));
+            let exit = pod.delete(&process, true).await.expect("deleted");
+            assert_eq!(exit.status, 137);
+        }
+    })
+    .await;
+    drop(nobody);
+    pod.shutdown().await;
+    drop(pod);
+    host.assert_nothing_is_left();
+}
+
 /// What becomes of a container whose agent babbles in this way.
 async fn babbled_at(host: &Host, how: &str) {
     let kernel = host.path(how);

@@ -2,9 +2,12 @@
 //!
 //! Each has a thread of its own, since the descriptors that a command inherits
 //! are shared with others and must not be made non-blocking, and files are
-//! always ready. The thread holds at most one buffer: a reader that is slow
-//! slows the writer, through the kernel's pipes, sockets and vsock credit. Where
-//! one side is a pipe the bytes are spliced and never seen.
+//! always ready. The thread waits in `poll` alone, where it can be stopped: of a
+//! terminal, which may be read and written by others and takes less than it
+//! seems to, it opens a description of its own that does not block. It holds at
+//! most one buffer: a reader that is slow slows the writer, through the kernel's
+//! pipes, sockets and vsock credit. Where one side is a pipe the bytes are
+//! spliced and never seen.
 //!
 //! ```text
 //!   source ends         → the sink's writing half is shut, the thread ends
@@ -13,21 +16,25 @@
 //! ```
 
 use std::{
+    fs::OpenOptions,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     thread::JoinHandle,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{SpliceFFlags, splice},
+    fcntl::{OFlag, SpliceFFlags, splice},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::{EfdFlags, EventFd},
-        socket::{Shutdown, shutdown},
-        stat::{SFlag, fstat},
+        socket::{MsgFlags, Shutdown, send, shutdown},
+        stat::{SFlag, fstat, major, minor},
     },
-    unistd::{read, write},
+    unistd::{isatty, read, write},
 };
 use tokio::sync::watch;
 
@@ -36,6 +43,13 @@ use crate::sandbox::Signs;
 const BUFFER: usize = 32 * 1024;
 const SPLICE: usize = 1 << 20;
 const STACK: usize = 64 * 1024 + BUFFER;
+
+/// How long a sink is left alone that takes nothing though it has room: a terminal with less than
+/// one character needs, or one that another is writing to. In milliseconds.
+const PAUSE: u16 = 10;
+
+/// The numbers of /dev/ptmx (Documentation/admin-guide/devices.txt).
+const PTMX: (u64, u64) = (5, 2);
 
 /// A stream under way. Dropping it ends it.
 #[derive(Debug)]
@@ -59,6 +73,8 @@ impl Pump {
         sink: OwnedFd,
         heard: Signs,
     ) -> io::Result<Self> {
+        let source = unblocked(source, OpenOptions::new().read(true));
+        let sink = unblocked(sink, OpenOptions::new().write(true));
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let stopped = stop.as_fd().try_clone_to_owned()?;
         let (ending, ended) = watch::channel(());
@@ -151,6 +167,7 @@ impl Ends<'_> {
 
     fn copy(&self) -> End {
         let mut buffer = [0; BUFFER];
+        let is_socket = is_a(self.sink, SFlag::S_IFSOCK);
         loop {
             if let Err(end) = self.readable() {
                 return end;
@@ -160,7 +177,7 @@ impl Ends<'_> {
                 Ok(0) | Err(Errno::EIO) => return End::Source,
                 Ok(count) => {
                     self.heard.heard();
-                    if let Err(end) = self.write_all(&buffer[..count]) {
+                    if let Err(end) = self.write_all(&buffer[..count], is_socket) {
                         return end;
                     }
                 }
@@ -170,12 +187,18 @@ impl Ends<'_> {
         }
     }
 
-    fn write_all(&self, mut bytes: &[u8]) -> Result<(), End> {
+    fn write_all(&self, mut bytes: &[u8], is_socket: bool) -> Result<(), End> {
         while !bytes.is_empty() {
             self.writable()?;
-            match write(self.sink, bytes) {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let written = match is_socket {
+                true => send(self.sink.as_raw_fd(), bytes, flags),
+                false => write(self.sink, bytes),
+            };
+            match written {
                 Ok(count) => bytes = &bytes[count..],
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.pause()?,
+                Err(Errno::EINTR) => {}
                 Err(Errno::EPIPE | Errno::EIO) => return Err(End::Sink),
                 Err(errno) => return Err(self.broken(errno)),
             }
@@ -197,6 +220,15 @@ impl Ends<'_> {
     fn writable(&self) -> Result<(), End> {
         self.poll(PollFlags::empty(), PollFlags::POLLOUT)
             .map(|_| ())
+    }
+
+    /// Waits for a moment.
+    fn pause(&self) -> Result<(), End> {
+        let mut stop = [PollFd::new(self.stop, PollFlags::POLLIN)];
+        match poll(&mut stop, PAUSE) {
+            Ok(0) | Err(_) => Ok(()),
+            Ok(_) => Err(End::Stopped),
+        }
     }
 
     /// Waits until what is asked of either holds, or something is over.
@@ -239,7 +271,30 @@ impl Ends<'_> {
 }
 
 fn is_pipe(fd: BorrowedFd<'_>) -> bool {
-    fstat(fd).is_ok_and(|status| status.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits())
+    is_a(fd, SFlag::S_IFIFO)
+}
+
+fn is_a(fd: BorrowedFd<'_>, kind: SFlag) -> bool {
+    fstat(fd).is_ok_and(|status| status.st_mode & SFlag::S_IFMT.bits() == kind.bits())
+}
+
+/// A terminal by a description of our own that does not block; whatever else there is as it is.
+fn unblocked(fd: OwnedFd, options: &mut OpenOptions) -> OwnedFd {
+    // The master's side would be opened as another one.
+    let numbers = |device| (major(device), minor(device));
+    let is_master = fstat(&fd).is_ok_and(|status| numbers(status.st_rdev) == PTMX);
+    if !isatty(&fd).unwrap_or(false) || is_master {
+        return fd;
+    }
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    match options.custom_flags(flags).open(path) {
+        Ok(own) => own.into(),
+        Err(error) => {
+            tracing::debug!(%error, "a terminal is shared with others");
+            fd
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, unistd::pipe2};
+use nix::{fcntl::OFlag, pty::openpty, unistd::pipe2};
 
 use super::*;
 
@@ -145,4 +145,74 @@ fn a_stream_whose_reader_takes_nothing_ends_when_it_is_dropped() {
         std::thread::sleep(Duration::from_millis(1));
     }
     drop(pump);
+}
+
+/// Writes until nothing more is taken.
+fn fill(theirs: &mut UnixStream) {
+    theirs.set_nonblocking(true).expect("set");
+    let mut idle = 0;
+    while idle < 20 {
+        if theirs.write(&[b'x'; 65536]).is_ok() {
+            idle = 0;
+        } else {
+            idle += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Ends a stream, which takes no longer than its thread needs to hear of it.
+fn ends_when_dropped(pump: Pump) {
+    let (done, over) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(pump);
+        done.send(()).expect("the test waits");
+    });
+    over.recv_timeout(Duration::from_secs(5)).expect("it ends");
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_ends_its_stream_when_that_is_dropped() {
+    let pty = openpty(None, None).expect("a pair");
+    let shared = pty.slave.try_clone().expect("a copy");
+    let (ours, mut theirs) = guest();
+    let pump = Pump::start("stdout", ours.into(), pty.slave).expect("started");
+    fill(&mut theirs);
+    ends_when_dropped(pump);
+    let flags = nix::fcntl::fcntl(&shared, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
+    assert!(
+        !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK),
+        "others would not block"
+    );
+}
+
+#[test]
+fn a_socket_that_nobody_reads_ends_its_stream_when_that_is_dropped() {
+    let (sink, _reader) = UnixStream::pair().expect("a pair");
+    let (ours, mut theirs) = guest();
+    let pump = Pump::start("stdout", ours.into(), sink.into()).expect("started");
+    fill(&mut theirs);
+    ends_when_dropped(pump);
+}
+
+#[test]
+fn a_slow_reader_of_a_terminal_gets_all_that_was_written() {
+    let pty = openpty(None, None).expect("a pair");
+    let mut terminal = nix::sys::termios::tcgetattr(&pty.slave).expect("attributes");
+    nix::sys::termios::cfmakeraw(&mut terminal);
+    let now = nix::sys::termios::SetArg::TCSANOW;
+    nix::sys::termios::tcsetattr(&pty.slave, now, &terminal).expect("set");
+    let (ours, mut theirs) = guest();
+    let _pump = Pump::start("stdout", ours.into(), pty.slave).expect("started");
+    let sent = pattern(300_000);
+    let expected = sent.clone();
+    let feeder = std::thread::spawn(move || theirs.write_all(&sent).map(|()| theirs));
+    let mut master = File::from(pty.master);
+    let mut received = vec![0; expected.len()];
+    for chunk in received.chunks_mut(50_000) {
+        std::thread::sleep(Duration::from_millis(20));
+        master.read_exact(chunk).expect("read");
+    }
+    feeder.join().expect("joined").expect("written");
+    assert!(received == expected);
 }
