@@ -517,6 +517,55 @@ fn a_start_that_fails_is_told_at_once() {
 }
 
 #[test]
+fn a_pod_without_descriptors_waits_for_some_and_takes_commands_then() {
+    let host = Host::new();
+    host.create("bundle", "web");
+    let pod = host.owner("web").to_string();
+    let open = fs::read_dir(format!("/proc/{pod}/fd")).expect("descriptors");
+    let open: Vec<u32> = open
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    let free = (0..)
+        .find(|number| !open.contains(number))
+        .expect("a number");
+    let limit = |limit: &str| {
+        let arguments = ["--pid", &pod, &format!("--nofile={limit}")];
+        said(
+            &Command::new("prlimit")
+                .args(arguments)
+                .output()
+                .expect("starts"),
+        );
+    };
+    let ticks = || -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{pod}/stat")).expect("there");
+        let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
+        fields
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().expect("a number"))
+            .sum()
+    };
+    limit(&format!("{free}:"));
+    let mut state = host.command(&["state", "web"]);
+    let mut state = state.stdout(Stdio::null()).spawn().expect("starts");
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    // Of a hundred.
+    let used = ticks() - before;
+    assert!(
+        used < 30,
+        "{used} hundredths of a second were spent on waiting"
+    );
+    assert!(state.try_wait().expect("looked at").is_none());
+    limit("1024:");
+    assert!(state.wait().expect("ends").success());
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
 fn the_console_socket_gets_the_terminal() {
     let host = Host::new();
     host.bundle("terminal", &["cat"], |config| {

@@ -18,6 +18,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::Notify,
     task::JoinSet,
+    time::timeout,
 };
 
 use super::{
@@ -37,6 +38,12 @@ use crate::{
 
 /// After so long without a command, memory that only commands need is given back.
 const REST: Duration = Duration::from_secs(1);
+
+/// How long a command may take to say what it asks for, and to take the answer.
+const COMMAND: Duration = Duration::from_secs(30);
+
+/// How long no command is taken after one could not be.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// SIGKILL.
 const SIGKILL: i32 = 9;
@@ -120,8 +127,8 @@ impl Server {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a command cannot be taken");
-                        // Out of descriptors, mostly: commands that are served give some back.
-                        connections.join_next().await;
+                        // Out of descriptors, mostly: others give some back.
+                        tokio::time::sleep(PAUSE).await;
                     }
                 },
             }
@@ -153,12 +160,12 @@ impl Server {
     }
 }
 
-/// One connection, one request.
+/// One connection, one request. A command that was stopped holds nothing up.
 async fn serve(shared: Arc<Shared>, mut stream: UnixStream) {
     let answer = async {
-        let (request, descriptors) = read(&mut stream).await?;
+        let (request, descriptors) = read(&mut stream, COMMAND).await?;
         let reply = shared.answer(request, descriptors).await;
-        stream.write_all(&encoded(reply)).await
+        timeout(COMMAND, stream.write_all(&encoded(reply))).await?
     };
     if let Err(error) = answer.await {
         let error: io::Error = error;
@@ -179,7 +186,11 @@ fn encoded(reply: Result<Value, Error>) -> Vec<u8> {
     })
 }
 
-async fn read(stream: &mut UnixStream) -> io::Result<(Request, Vec<OwnedFd>)> {
+async fn read(stream: &mut UnixStream, within: Duration) -> io::Result<(Request, Vec<OwnedFd>)> {
+    timeout(within, read_slowly(stream)).await?
+}
+
+async fn read_slowly(stream: &mut UnixStream) -> io::Result<(Request, Vec<OwnedFd>)> {
     let mut first = [0; 4];
     let mut filled = 0;
     let mut descriptors = Vec::new();
@@ -478,6 +489,17 @@ pub(super) fn lost() -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_command_that_says_nothing_is_not_waited_for() {
+        let within = Duration::from_millis(50);
+        for said in [&b""[..], &[9, 0], &[9, 0, 0, 0, b'{']] {
+            let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+            theirs.write_all(said).await.expect("written");
+            let error = read(&mut ours, within).await.expect_err("given up");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{said:?}");
+        }
+    }
 
     #[test]
     fn an_answer_that_is_too_long_is_a_failure_that_is_told() {
