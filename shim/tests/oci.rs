@@ -517,6 +517,35 @@ fn a_start_that_fails_is_told_at_once() {
 }
 
 #[test]
+fn an_exec_in_a_frozen_container_is_refused_or_waits_until_that_is_not() {
+    let host = Host::new();
+    host.create("bundle", "web");
+    host.ok(&["start", "web"]);
+    host.ok(&["pause", "web"]);
+    let refused = host.refused(&["exec", "web", "exit", "0"]);
+    assert!(refused.contains("--ignore-paused"), "{refused}");
+    let exec = ["exec", "--ignore-paused", "web", "exit", "3"];
+    let waiting = || {
+        let mut exec = host.command(&exec).spawn().expect("starts");
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            exec.try_wait().expect("looked at").is_none(),
+            "it did not wait"
+        );
+        exec
+    };
+    // One that is ended while it waits leaves nothing to be waited for.
+    let mut given_up = waiting();
+    kill(Pid::from_raw(given_up.id() as i32), Signal::SIGINT).expect("sent");
+    assert_eq!(given_up.wait().expect("ends").code(), None);
+    let mut exec = waiting();
+    host.ok(&["resume", "web"]);
+    assert_eq!(exec.wait().expect("ends").code(), Some(3));
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
 fn a_pod_without_descriptors_waits_for_some_and_takes_commands_then() {
     let host = Host::new();
     host.create("bundle", "web");

@@ -78,6 +78,11 @@ pub enum Request {
         /// The container.
         id: String,
     },
+    /// Answers when it is not frozen.
+    Thawed {
+        /// The container.
+        id: String,
+    },
 }
 
 /// A container to be made. Descriptors: the relay's socket; then a terminal, or input, output and

@@ -164,7 +164,15 @@ impl Server {
 async fn serve(shared: Arc<Shared>, mut stream: UnixStream) {
     let answer = async {
         let (request, descriptors) = read(&mut stream, COMMAND).await?;
-        let reply = shared.answer(request, descriptors).await;
+        let mut nothing = [0];
+        let reply = match request {
+            Request::Thawed { id } => tokio::select! {
+                thawed = shared.thawed(&id) => thawed,
+                // The command says nothing: it is gone.
+                _ = stream.read(&mut nothing) => return Ok(()),
+            },
+            request => shared.answer(request, descriptors).await,
+        };
         timeout(COMMAND, stream.write_all(&encoded(reply))).await?
     };
     if let Err(error) = answer.await {
@@ -249,7 +257,13 @@ impl Shared {
             Request::Stats { id } => Ok(told::stats(&pod.stats(&name(&id)?).await?)),
             Request::Processes { id } => Ok(told::processes(&pod.processes(&name(&id)?).await?)),
             Request::Pids { id } => Ok(json!(pod.pids(&name(&id)?)?)),
+            Request::Thawed { id } => self.thawed(&id).await,
         }
+    }
+
+    async fn thawed(&self, id: &str) -> Result<Value, Error> {
+        self.pod.thawed(&name(id)?).await?;
+        Ok(Value::Null)
     }
 
     fn state(&self, id: &ContainerId) -> Result<Value, Error> {

@@ -264,6 +264,13 @@ impl Process {
         }
     }
 
+    /// Waits until it is not frozen.
+    pub(super) async fn thawed(&self) {
+        let mut status = self.status.subscribe();
+        // The sender lives as long as `self`.
+        let _ = status.wait_for(|status| *status != Status::Paused).await;
+    }
+
     /// Begins to carry bytes, those of `input` where that was to be said now.
     pub(super) fn relay(&self, input: Option<OwnedFd>) -> std::io::Result<()> {
         let mut carried = self.carried();

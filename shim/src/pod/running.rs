@@ -32,6 +32,16 @@ impl Pod {
         self.freeze(container, false).await
     }
 
+    /// Waits until a container is not frozen.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub async fn thawed(&self, container: &ContainerId) -> Result<(), Error> {
+        let process = self.process(&ProcessId::first(container.clone()))?;
+        process.thawed().await;
+        Ok(())
+    }
+
     async fn freeze(&self, container: &ContainerId, paused: bool) -> Result<(), Error> {
         let process = self.process(&ProcessId::first(container.clone()))?;
         let _turn = process.freezing.lock().await;

@@ -424,7 +424,7 @@ pub(crate) struct ExecArgs {
     /// A cgroup below the container's; none but the container's can be chosen
     #[arg(long, value_name = "PATH", hide = true)]
     pub(crate) cgroup: Vec<String>,
-    /// Make it in a frozen container, too
+    /// If the container is frozen, wait until it is not
     #[arg(long)]
     pub(crate) ignore_paused: bool,
 }

@@ -29,6 +29,10 @@ pub(crate) fn exec(global: &Global, args: &ExecArgs) -> anyhow::Result<u8> {
         "paused" if !args.ignore_paused => {
             bail!("cannot exec in a paused container (use --ignore-paused to override)")
         }
+        "paused" => {
+            // As with other runtimes, whose program would be frozen, too.
+            home.ask(&id, &Request::Thawed { id: id.to_string() })?;
+        }
         _ => {}
     }
     let process = process(args, &state)?;
