@@ -595,6 +595,29 @@ fn a_pod_without_descriptors_waits_for_some_and_takes_commands_then() {
 }
 
 #[test]
+fn a_list_tells_of_all_but_the_one_that_cannot_be_asked() {
+    let host = Host::new();
+    host.create("bundle", "web");
+    let broken = host.path("state/default/broken");
+    fs::create_dir(&broken).expect("made");
+    let listener = UnixListener::bind(broken.join("control.sock")).expect("bound");
+    let babbler = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepted");
+        std::io::Write::write_all(&mut stream, &[0xff; 64]).expect("written");
+        // It is read, or its end is a reset.
+        let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+    });
+    let output = host.run(&["list", "-q"]);
+    assert_eq!(said(&output), "web\n");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.starts_with("bulkhead: broken: "), "{words}");
+    babbler.join().expect("over");
+    fs::remove_dir_all(broken).expect("removed");
+    host.ok(&["delete", "--force", "web"]);
+    host.assert_nothing_is_left();
+}
+
+#[test]
 fn the_console_socket_gets_the_terminal() {
     let host = Host::new();
     host.bundle("terminal", &["cat"], |config| {

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use nix::unistd::{Uid, User};
-use shim::oci::{HomeError, State};
+use shim::{
+    oci::{HomeError, State},
+    text::chain,
+};
 
 use super::{
     cli::{Format, Global, ListArgs},
     home,
-    say::say,
+    say::{complain, say},
 };
 
 /// Prints them.
@@ -24,7 +27,8 @@ pub(crate) fn list(global: &Global, args: &ListArgs) -> anyhow::Result<u8> {
             }
             // It is being made, or removed.
             Err(HomeError::NotFound) => {}
-            Err(error) => return Err(error.into()),
+            // The others are told of all the same.
+            Err(error) => complain(format_args!("bulkhead: {id}: {}\n", chain(&error))),
         }
     }
     match (args.quiet, args.format) {
