@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use nix::fcntl::{FcntlArg, fcntl};
 use vm_memory::MmapRegion;
@@ -281,7 +282,22 @@ fn open_kvm(config: &VmConfig, descriptors: &mut Descriptors) -> Result<(Kvm, Vm
         .map_err(refused("set the identity map address"))?;
     vm.create_irq_chip()
         .map_err(refused("create an interrupt controller"))?;
+    withhold_counters(&vm).map_err(refused("withhold performance counters"))?;
     Ok((kvm, vm))
+}
+
+/// Tells KVM to give the guest no performance counters. AMD's first ones have no bit in the CPUID
+/// that could be withheld. A kernel before 5.18 knows no such wish.
+fn withhold_counters(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let known = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if known & KVM_PMU_CAP_DISABLE as i32 == 0 {
+        return Ok(());
+    }
+    vm.enable_cap(&kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    })
 }
 
 /// Lets the kernel grow the table of descriptors now, while one thread uses it. Growing it under

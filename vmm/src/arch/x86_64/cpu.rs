@@ -2,7 +2,8 @@
 //! identity mapped, as the 64-bit boot protocol wants it.
 
 use kvm_bindings::{
-    CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
@@ -96,9 +97,9 @@ pub fn set_entry(vcpu: &VcpuFd, memory: &Memory, entry: Entry) -> Result<(), Err
         .map_err(kvm("set the floating point registers"))
 }
 
-/// What the guest's processors say of themselves: what KVM supports, with
-/// their own numbers and the TSC deadline timer, without which the kernel
-/// spends 216 M instructions on calibrating its timer.
+/// What the guest's processors say of themselves: what KVM supports but for what
+/// [`withhold`] takes away, with their own numbers and the TSC deadline timer, without which the
+/// kernel spends 216 M instructions on calibrating its timer.
 fn cpuid(supported: &CpuId, cpu: u8, cpus: u8) -> CpuId {
     const TSC_DEADLINE: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
@@ -107,6 +108,7 @@ fn cpuid(supported: &CpuId, cpu: u8, cpus: u8) -> CpuId {
     const MTRR: u32 = 1 << 12;
     let mut cpuid = supported.clone();
     for entry in cpuid.as_mut_slice() {
+        withhold(entry);
         match entry.function {
             0x1 => {
                 entry.ebx =
@@ -137,8 +139,36 @@ fn cpuid(supported: &CpuId, cpu: u8, cpus: u8) -> CpuId {
     cpuid
 }
 
+/// Takes away what leads deep into KVM and no container needs: virtual machines in the guest, and
+/// performance counters (`docs/decisions/0161-no-nested-machines-no-counters.md`). KVM refuses
+/// the instructions and registers of what the CPUID does not name.
+fn withhold(entry: &mut kvm_cpuid_entry2) {
+    const VMX: u32 = 1 << 5;
+    /// Debug store and its 64-bit layout, and the register of what the counters can do.
+    const DTES64: u32 = 1 << 2;
+    const PDCM: u32 = 1 << 15;
+    const DS: u32 = 1 << 21;
+    const SVM: u32 = 1 << 2;
+    /// Counters of the core, of the north bridge and of the last cache.
+    const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
+    const ARCH_LBR: u32 = 1 << 19;
+    match (entry.function, entry.index) {
+        (0x1, _) => {
+            entry.ecx &= !(VMX | DTES64 | PDCM);
+            entry.edx &= !DS;
+        }
+        (0x7, 0) => entry.edx &= !ARCH_LBR,
+        (0x8000_0001, _) => entry.ecx &= !(SVM | AMD_COUNTERS),
+        // Architectural counters, last branch records; SVM, AMD's second version of counters.
+        (0xa | 0x1c | 0x8000_000a | 0x8000_0022, _) => {
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+        }
+        _ => {}
+    }
+}
+
 /// Leaves 0xB and 0x1F (Intel SDM, CPUID): one thread a core, all cores in one package.
-fn topology_level(entry: &mut kvm_bindings::kvm_cpuid_entry2, cpu: u8, cpus: u8) {
+fn topology_level(entry: &mut kvm_cpuid_entry2, cpu: u8, cpus: u8) {
     const THREADS: u32 = 1 << 8;
     const CORES: u32 = 2 << 8;
     (entry.eax, entry.ebx, entry.ecx) = match entry.index {
@@ -271,7 +301,7 @@ mod tests {
 
     #[test]
     fn each_processor_says_its_own_number() {
-        let leaf = kvm_bindings::kvm_cpuid_entry2 {
+        let leaf = kvm_cpuid_entry2 {
             function: 1,
             ..Default::default()
         };
@@ -282,8 +312,53 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_has_neither_virtual_machines_nor_counters() {
+        let leaf = |function| kvm_cpuid_entry2 {
+            function,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        };
+        let leaves = [
+            0x1,
+            0x7,
+            0xa,
+            0x1c,
+            0x8000_0001,
+            0x8000_000a,
+            0x8000_0022,
+            0x8000_0000,
+        ];
+        let supported = CpuId::from_entries(&leaves.map(leaf)).unwrap();
+        let cpuid = cpuid(&supported, 0, 1);
+        let [
+            basic,
+            features,
+            counters,
+            records,
+            extended,
+            svm,
+            amd_counters,
+            other,
+        ] = cpuid.as_slice()
+        else {
+            panic!("no leaf is left out");
+        };
+        assert_eq!(!basic.ecx, 1 << 5 | 1 << 2 | 1 << 15);
+        assert_eq!(basic.edx & 1 << 21, 0);
+        assert_eq!(!features.edx, 1 << 19);
+        assert_eq!(!extended.ecx, 1 << 2 | 1 << 23 | 1 << 24 | 1 << 28);
+        for empty in [counters, records, svm, amd_counters] {
+            assert_eq!([empty.eax, empty.ebx, empty.ecx, empty.edx], [0; 4]);
+        }
+        assert_eq!(*other, leaf(0x8000_0000));
+    }
+
+    #[test]
     fn every_component_of_the_extended_state_is_on() {
-        let leaf = |function, eax, ecx| kvm_bindings::kvm_cpuid_entry2 {
+        let leaf = |function, eax, ecx| kvm_cpuid_entry2 {
             function,
             eax,
             ecx,
