@@ -57,6 +57,12 @@ pub struct DeviceReading {
 }
 
 impl DeviceCounters {
+    /// Bytes in both directions.
+    pub(crate) fn bytes(&self) -> u64 {
+        let to_guest = self.bytes_to_guest.get();
+        to_guest.wrapping_add(self.bytes_from_guest.get())
+    }
+
     /// Reads every number.
     pub fn read(&self) -> DeviceReading {
         DeviceReading {

@@ -20,6 +20,8 @@ pub struct ActiveQueue {
     counters: Arc<DeviceCounters>,
     /// Chains taken in this turn, see [`ActiveQueue::begin_turn`].
     taken: u32,
+    /// The device's bytes when the turn began.
+    bytes_before: u64,
     /// How far the used ring was when the driver was last told of it, or need not be.
     told: u16,
     /// How worthwhile it was to wait for more: [`HOPE`] after a success, sinks with each time in
@@ -53,6 +55,9 @@ const NO_INTERRUPT: u16 = 1;
 /// A turn is over after so many times the queue's size.
 const TURN_ROUNDS: u32 = 4;
 
+/// It is over after so many bytes of the device, too: a chain may have some GiB.
+const TURN_BYTES: u64 = 64 << 20;
+
 impl ActiveQueue {
     /// A queue as the driver set it up; `interrupt` is an irqfd.
     pub fn new(
@@ -65,6 +70,7 @@ impl ActiveQueue {
             index,
             ring,
             interrupt,
+            bytes_before: counters.bytes(),
             counters,
             taken: 0,
             told: 0,
@@ -99,11 +105,13 @@ impl ActiveQueue {
     /// its thread for ever: at the end of a turn [`ActiveQueue::pop`] has nothing more.
     pub(crate) fn begin_turn(&mut self) {
         self.taken = 0;
+        self.bytes_before = self.counters.bytes();
     }
 
-    /// Whether the turn ended with chains left.
+    /// Whether the turn is over, most likely with chains left.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.taken >= TURN_ROUNDS * u32::from(self.ring.size())
+            || self.counters.bytes().wrapping_sub(self.bytes_before) >= TURN_BYTES
     }
 
     /// Takes the next chain of descriptors that the driver offers, if the turn is not over.
@@ -352,6 +360,50 @@ mod tests {
             }
             Ok(())
         }
+    }
+
+    /// A device whose every chain has 16 MiB.
+    struct Large {
+        taken: u32,
+    }
+
+    impl VirtioDevice for Large {
+        fn kind(&self) -> Kind {
+            Kind::Rng
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[64]
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn config_space(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn handle_queue(&mut self, index: usize, active: &mut Active) -> Result<(), Error> {
+            while active.queues[index].pop(&active.memory)?.is_some() {
+                self.taken += 1;
+                active.counters.bytes_from_guest.add(8 << 20);
+                active.counters.bytes_to_guest.add(8 << 20);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_turn_is_over_after_many_bytes_too() {
+        let mut rig = Rig::new(Large { taken: 0 });
+        for _ in 0..10 {
+            rig.offer(0, &[Buffer::In(1)]);
+        }
+        rig.kick(0).unwrap();
+        assert_eq!(rig.device.taken, 4);
+        rig.kick(0).unwrap();
+        assert_eq!(rig.device.taken, 8);
     }
 
     /// A device that has no room for what is offered.

@@ -3,8 +3,14 @@
 use smallvec::SmallVec;
 use vm_memory::{Address, GuestAddress, GuestMemory, VolatileSlice};
 
-use super::request::{Data, HEADER_BYTES, Status};
+use super::{
+    MAX_SEGMENTS,
+    request::{Data, HEADER_BYTES, Status},
+};
 use crate::virtio::{self, Memory};
+
+/// The data, a header and a status.
+const MAX_DESCRIPTORS: usize = MAX_SEGMENTS as usize + 2;
 
 /// A chain of descriptors as the memory that it speaks of.
 pub(super) struct Chain<'m> {
@@ -17,13 +23,20 @@ pub(super) struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
-    /// Collects a chain; `None` when it has no byte for a status.
+    /// Collects a chain; `None` when it has more descriptors than a driver may use, or no byte for
+    /// a status.
     pub(super) fn of(memory: &'m Memory, chain: virtio::Chain<'m>) -> Option<Self> {
         let mut readable = SmallVec::new();
         let mut writable = SmallVec::new();
         let mut whole = true;
         let mut last = None;
-        for descriptor in chain.filter(|descriptor| descriptor.len() > 0) {
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_DESCRIPTORS {
+                return None;
+            }
+            if descriptor.len() == 0 {
+                continue;
+            }
             let slice = memory
                 .get_slice(descriptor.addr(), descriptor.len() as usize)
                 .ok();

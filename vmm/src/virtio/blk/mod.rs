@@ -198,7 +198,7 @@ impl Blk {
             let head = chain.head_index();
             let mut chain = Chain::of(queue.memory, chain).ok_or(Error::BadRequest {
                 queue: 0,
-                what: "there is no byte for the status",
+                what: "there is no byte for the status, or too many buffers",
             })?;
             let header = chain.take_header();
             let data = chain.data();

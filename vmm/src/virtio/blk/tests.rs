@@ -315,6 +315,45 @@ fn an_indirect_table_that_goes_in_circles_ends() {
     assert_eq!(rig.used(0).len(), 1);
 }
 
+/// Offers a read of `segments` times 256 bytes, described by an indirect table.
+fn offer_segments(rig: &mut Rig<Blk>, segments: u64) {
+    const TABLE: u64 = 0x200_0000;
+    const DATA: u64 = 0x210_0000;
+    let (next, write) = (1u16, 2u16);
+    let memory = rig.active.memory.clone();
+    let describe = |index: u64, (address, len, flags): (u64, u32, u16)| {
+        let at = TABLE + 16 * index;
+        memory.write_obj(address, GuestAddress(at)).unwrap();
+        memory.write_obj(len, GuestAddress(at + 8)).unwrap();
+        memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
+        let following = index as u16 + 1;
+        memory.write_obj(following, GuestAddress(at + 14)).unwrap();
+    };
+    memory
+        .write_slice(&header(IN, 0), GuestAddress(DATA))
+        .unwrap();
+    describe(0, (DATA, 16, next));
+    for segment in 1..=segments {
+        describe(segment, (DATA + 0x1000 * segment, 256, next | write));
+    }
+    describe(segments + 1, (DATA + 16, 1, write));
+    let chain = rig.offer(0, &[Buffer::In(1)]);
+    let indirect = 4;
+    let bytes = 16 * (segments as u32 + 2);
+    rig.write_descriptor(0, chain.head, TABLE, bytes, indirect, 0);
+}
+
+#[test]
+fn a_request_has_as_many_segments_as_the_driver_was_told_and_no_more() {
+    let (file, _) = disk();
+    let mut rig = rig(&file, false);
+    offer_segments(&mut rig, u64::from(MAX_SEGMENTS));
+    rig.kick(0).unwrap();
+    assert_eq!(rig.used(0), [(0, 254 * 256 + 1)]);
+    offer_segments(&mut rig, u64::from(MAX_SEGMENTS) + 2);
+    rig.kick(0).unwrap_err();
+}
+
 #[test]
 fn many_requests_make_one_interrupt() {
     let (file, _) = disk();
