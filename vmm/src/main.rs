@@ -1,6 +1,10 @@
 //! `bulkhead-vmm`: one process, one microVM.
 
-use std::{os::unix::process::ExitStatusExt, path::PathBuf, process::ExitCode};
+use std::{
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::Parser;
@@ -96,6 +100,18 @@ fn run(config: i32) -> anyhow::Result<u8> {
         None => None,
     };
     let mut vm = Vm::new(&config, &mut descriptors).context("cannot make the VM")?;
+    let end = live(&mut vm, control);
+    vm.shut_down();
+    match end? {
+        End::PowerOff | End::Stopped => Ok(0),
+        End::Reset => Ok(RESET),
+        End::TripleFault => Ok(TRIPLE_FAULT),
+        End::Failed(reason) => Err(anyhow::anyhow!("the VM cannot go on: {reason}")),
+    }
+}
+
+/// Runs the VM to its end, and answers what asks on the control socket meanwhile.
+fn live(vm: &mut Vm, control: Option<OwnedFd>) -> anyhow::Result<End> {
     vm.start().context("cannot start the VM")?;
     jail::confine(ThreadKind::Main).context("cannot confine the main thread")?;
     if let Some(listener) = control {
@@ -103,12 +119,7 @@ fn run(config: i32) -> anyhow::Result<u8> {
             .ended()
             .try_clone()
             .context("cannot watch for the VM's end")?;
-        control::serve(listener, &ended, &mut vm).context("cannot serve the control socket")?;
+        control::serve(listener, &ended, vm).context("cannot serve the control socket")?;
     }
-    match vm.wait() {
-        End::PowerOff | End::Stopped => Ok(0),
-        End::Reset => Ok(RESET),
-        End::TripleFault => Ok(TRIPLE_FAULT),
-        End::Failed(reason) => Err(anyhow::anyhow!("the VM cannot go on: {reason}")),
-    }
+    Ok(vm.wait())
 }

@@ -44,13 +44,8 @@ pub enum Step {
     },
     /// Kicks a queue.
     Kick(u8),
-    /// Writes to the configuration space.
-    Config {
-        /// Where.
-        offset: u8,
-        /// What.
-        data: [u8; 4],
-    },
+    /// Writes to its fields of the configuration space.
+    Config(Vec<u8>),
     /// The host's descriptors are looked at.
     Poll,
 }
@@ -135,9 +130,8 @@ impl<D: VirtioDevice> Machine<D> {
                 let queue = usize::from(*queue) % self.available.len();
                 self.device.handle_queue(queue, &mut self.active)
             }
-            Step::Config { offset, data } => {
-                let offset = usize::from(*offset) % 64;
-                self.device.write_config(offset, data, &mut self.active);
+            Step::Config(fields) => {
+                self.device.write_config(fields, &mut self.active);
                 Ok(())
             }
             Step::Poll => self.poll(),

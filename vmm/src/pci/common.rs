@@ -25,8 +25,10 @@ const DRIVER_FEATURE_SELECT: usize = 0x08;
 const DRIVER_FEATURE: usize = 0x0c;
 const CONFIG_VECTOR: usize = 0x10;
 const NUM_QUEUES: usize = 0x12;
-const DEVICE_STATUS: usize = 0x14;
-const CONFIG_GENERATION: usize = 0x15;
+/// Where the device status stands.
+pub const DEVICE_STATUS: usize = 0x14;
+/// Where the generation of the device's configuration stands.
+pub const CONFIG_GENERATION: usize = 0x15;
 const QUEUE_SELECT: usize = 0x16;
 const QUEUE_SIZE: usize = 0x18;
 const QUEUE_VECTOR: usize = 0x1a;

@@ -9,6 +9,7 @@
 use std::{io, sync::Arc};
 
 pub mod common;
+mod condition;
 pub mod config_space;
 pub mod msix;
 pub mod pages;
@@ -31,9 +32,33 @@ pub const SLOTS: usize = 32;
 /// Bytes of configuration space from one slot's function 0 to the next's.
 const SLOT_SPAN: usize = 0x8000;
 
+/// What a slot has.
+enum Slot {
+    Empty,
+    Taken(Box<VirtioPci>),
+    /// A device was taken out that may still be at work.
+    Vacated,
+}
+
+impl Slot {
+    fn device(&self) -> Option<&VirtioPci> {
+        match self {
+            Self::Taken(device) => Some(device),
+            Self::Empty | Self::Vacated => None,
+        }
+    }
+
+    fn device_mut(&mut self) -> Option<&mut VirtioPci> {
+        match self {
+            Self::Taken(device) => Some(device),
+            Self::Empty | Self::Vacated => None,
+        }
+    }
+}
+
 /// The bus and its devices.
 pub struct Bus {
-    slots: [Option<VirtioPci>; SLOTS],
+    slots: [Slot; SLOTS],
     config_space: Arc<Pages>,
     registers: Arc<Pages>,
     /// Slots whose configuration space a memslot serves.
@@ -63,7 +88,7 @@ impl Bus {
         interrupts: Arc<Interrupts>,
     ) -> Result<Self, memory::Error> {
         Ok(Self {
-            slots: [const { None }; SLOTS],
+            slots: [const { Slot::Empty }; SLOTS],
             config_space: Pages::new("pci-config", layout::ECAM_LEN)?,
             registers: Pages::new("pci-registers", (SLOTS * PAGE) as u64)?,
             fast_slots: fast_slots.min(SLOTS),
@@ -99,7 +124,7 @@ impl Bus {
         let slot = self
             .slots
             .iter()
-            .position(Option::is_none)
+            .position(|slot| matches!(slot, Slot::Empty))
             .ok_or_else(|| io::Error::other("all 32 slots of the PCI bus are taken"))?;
         let place = Place {
             slot: slot as u8,
@@ -107,7 +132,7 @@ impl Bus {
             register_page: Page::new(&self.registers, slot * PAGE),
         };
         let device = VirtioPci::new(device, place, self.memory.clone(), &self.interrupts)?;
-        self.slots[slot] = Some(device);
+        self.slots[slot] = Slot::Taken(Box::new(device));
         Ok(slot as u8)
     }
 
@@ -116,34 +141,47 @@ impl Bus {
     /// # Errors
     /// When the kernel refuses.
     pub fn start(&mut self, slot: u8) -> io::Result<()> {
-        match self.slots.get_mut(usize::from(slot)) {
-            Some(Some(device)) => device.start(),
-            _ => Ok(()),
+        let device = self.slots.get_mut(usize::from(slot));
+        match device.and_then(Slot::device_mut) {
+            Some(device) => device.start(),
+            None => Ok(()),
         }
     }
 
-    /// Takes the device out of a slot; false when there is none. Its thread has ended when this
-    /// returns.
-    pub fn remove(&mut self, slot: u8) -> bool {
-        let Some(device) = self.slots.get_mut(usize::from(slot)).and_then(Option::take) else {
-            return false;
+    /// Takes the device out of a slot, if there is one, for the guest and for whoever asks the bus.
+    /// Its thread may still be at work: the slot is for another device only after
+    /// [`Bus::free`]. Drop it when the bus is locked no more.
+    pub fn remove(&mut self, slot: u8) -> Option<VirtioPci> {
+        let place = self.slots.get_mut(usize::from(slot))?;
+        let device = match std::mem::replace(place, Slot::Vacated) {
+            Slot::Taken(device) => *device,
+            other => {
+                *place = other;
+                return None;
+            }
         };
-        drop(device);
         let absent = [0xff; 64];
         Page::new(&self.config_space, usize::from(slot) * SLOT_SPAN).write(0, &absent);
-        true
+        Some(device)
+    }
+
+    /// The device that was taken out of a slot is no more.
+    pub fn free(&mut self, slot: u8) {
+        if let Some(place @ Slot::Vacated) = self.slots.get_mut(usize::from(slot)) {
+            *place = Slot::Empty;
+        }
     }
 
     /// Changes the link of the network card in a slot; false when there is none.
     pub fn set_link(&self, slot: u8, link: Link) -> bool {
-        let device = self.slots.get(usize::from(slot)).and_then(Option::as_ref);
+        let device = self.slots.get(usize::from(slot)).and_then(Slot::device);
         let card = device.filter(|device| device.kind() == Kind::Net);
         card.map(|card| card.set_link(link)).is_some()
     }
 
     /// The devices on the bus.
     pub fn devices(&self) -> impl Iterator<Item = &VirtioPci> {
-        self.slots.iter().flatten()
+        self.slots.iter().filter_map(Slot::device)
     }
 
     /// The counters of every device, with slot and name.
@@ -163,12 +201,12 @@ impl Bus {
     pub fn write(&mut self, address: u64, data: &[u8]) -> bool {
         match Target::of(address) {
             Some(Target::Config { slot, offset }) => {
-                if let Some(device) = &mut self.slots[slot] {
+                if let Some(device) = self.slots[slot].device_mut() {
                     device.write_config_space(offset, data);
                 }
             }
             Some(Target::Registers { slot, offset }) => {
-                if let Some(device) = &mut self.slots[slot] {
+                if let Some(device) = self.slots[slot].device_mut() {
                     device.write_registers(offset, data);
                 }
             }
@@ -185,12 +223,12 @@ impl Bus {
         data.fill(0xff);
         match Target::of(address) {
             Some(Target::Config { slot, offset }) => {
-                if let Some(device) = &self.slots[slot] {
+                if let Some(device) = self.slots[slot].device() {
                     device.read_config_space(offset, data);
                 }
             }
             Some(Target::Registers { slot, offset }) => {
-                if let Some(device) = &self.slots[slot] {
+                if let Some(device) = self.slots[slot].device() {
                     device.read_registers(offset, data);
                 }
             }

@@ -1,12 +1,15 @@
 //! A virtio device on PCI: joins the configuration space, the common
 //! configuration, the MSI-X table and the device's worker.
+//!
+//! Nothing here waits for the worker, since the bus is locked meanwhile: a driver that resets its
+//! device reads a status that is not 0 until the worker has come to it
+//! (virtio 1.2, section 4.1.4.3.1).
 
 use std::{
     io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    ops::Range,
+    sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use virtio_queue::{Queue, QueueT};
@@ -14,7 +17,8 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    common::{Action, CommonConfig, NO_VECTOR, QueueSetup, status},
+    common::{Action, CONFIG_GENERATION, CommonConfig, NO_VECTOR, QueueSetup, status},
+    condition::Condition,
     config_space::{self, ConfigSpace, registers},
     msix::{self, Msix},
     pages::Page,
@@ -41,9 +45,11 @@ pub struct VirtioPci {
     // The thread goes before what kicks it.
     worker: Worker,
     _kicks: Vec<Kick>,
-    broken: Arc<AtomicBool>,
+    condition: Arc<Condition>,
     /// The device's configuration; the worker may publish a new one.
     config_len: usize,
+    /// What of it the driver may write.
+    driver_fields: Range<usize>,
     memory: Memory,
     counters: Arc<DeviceCounters>,
 }
@@ -91,6 +97,7 @@ impl VirtioPci {
         let mut config = device.config_space();
         config.truncate(registers::DEVICE_LEN);
         register_page.write(registers::DEVICE, &config);
+        let driver_fields = device.driver_fields();
         let kicks = (0..queues)
             .map(|queue| {
                 let address = config_space::notify_address(slot)
@@ -106,13 +113,14 @@ impl VirtioPci {
             slot,
             config_space: ConfigSpace::new(config_page, slot, kind, vectors),
             msix: Msix::new(register_page.clone(), vectors),
+            condition: Arc::new(Condition::new(register_page.clone())),
             registers: register_page,
             common,
             lines,
             worker: Worker::new(device, kicks.iter().map(Kick::event).collect())?,
             _kicks: kicks,
-            broken: Arc::new(AtomicBool::new(false)),
             config_len: config.len(),
+            driver_fields,
             memory,
             counters: Arc::new(DeviceCounters::default()),
         })
@@ -124,6 +132,16 @@ impl VirtioPci {
     /// When the kernel refuses a thread.
     pub fn start(&mut self) -> io::Result<()> {
         self.worker.start(ThreadKind::of(self.kind))
+    }
+
+    /// Tells the device's thread to end. Does not wait for it.
+    pub fn stop(&self) {
+        self.worker.stop();
+    }
+
+    /// Waits for the end of a thread that was told to, but not beyond `deadline`; whether it came.
+    pub fn ended_by(&self, deadline: Instant) -> bool {
+        self.worker.ended_by(deadline)
     }
 
     /// What the device is.
@@ -185,27 +203,38 @@ impl VirtioPci {
     }
 
     fn write_common(&mut self, offset: usize, data: &[u8]) {
-        if self.broken.load(Ordering::Acquire) {
+        if self.condition.is_resetting() {
+            // The driver must wait.
+            return;
+        }
+        if self.condition.is_broken() {
             self.common.fail();
         }
         match self.common.write(offset, data) {
             Action::Nothing => {}
             Action::Activate => self.activate(),
-            Action::Reset => {
-                self.worker.reset();
-                self.broken.store(false, Ordering::Release);
-            }
+            Action::Reset => self.reset(),
         }
-        self.registers
-            .write(registers::COMMON, &self.common.bytes());
+        self.condition.publish(&self.common.bytes());
+    }
+
+    fn reset(&self) {
+        if self.condition.begin_reset() {
+            let condition = Arc::clone(&self.condition);
+            self.worker.reset(Box::new(move || condition.end_reset()));
+        }
     }
 
     fn write_device(&mut self, offset: usize, data: &[u8]) {
-        if offset + data.len() > self.config_len {
+        let fields = self.driver_fields.clone();
+        if offset < fields.start || offset + data.len() > fields.end {
             return;
         }
         self.registers.write(registers::DEVICE + offset, data);
-        self.worker.write_config(offset, data.to_vec());
+        let mut written = vec![0; fields.len()];
+        self.registers
+            .read(registers::DEVICE + fields.start, &mut written);
+        self.worker.write_config(written);
     }
 
     fn activate(&mut self) {
@@ -224,18 +253,19 @@ impl VirtioPci {
                 }
             }
         }
-        let failing = Failing {
-            broken: Arc::clone(&self.broken),
-            registers: self.registers.clone(),
-            interrupt: self.line(self.common.config_vector()),
-        };
+        let condition = Arc::clone(&self.condition);
+        let interrupt = self.line(self.common.config_vector());
+        condition.begin_work();
         self.worker.activate(Activation {
             memory: self.memory.clone(),
             queues,
             features: self.common.features(),
             counters: Arc::clone(&self.counters),
             config: self.config_change(),
-            on_failure: Box::new(move |_| failing.tell()),
+            on_failure: Box::new(move |_| {
+                condition.fail();
+                let _ = interrupt.write(1);
+            }),
         });
     }
 
@@ -251,7 +281,7 @@ impl VirtioPci {
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             *generation = generation.wrapping_add(1);
-            registers.write(registers::COMMON + 0x15, &[*generation]);
+            registers.write(registers::COMMON + CONFIG_GENERATION, &[*generation]);
             let _ = interrupt.write(1);
         })
     }
@@ -273,24 +303,6 @@ impl VirtioPci {
                 msix::Change::Disconnect(vector) => self.lines[usize::from(vector)].disconnect(),
             }
         }
-    }
-}
-
-/// Tells the driver that its device broke down.
-struct Failing {
-    broken: Arc<AtomicBool>,
-    registers: Page,
-    interrupt: Arc<EventFd>,
-}
-
-impl Failing {
-    fn tell(&self) {
-        self.broken.store(true, Ordering::Release);
-        let mut status = [0];
-        self.registers.read(registers::COMMON + 0x14, &mut status);
-        self.registers
-            .write(registers::COMMON + 0x14, &[status[0] | status::NEEDS_RESET]);
-        let _ = self.interrupt.write(1);
     }
 }
 

@@ -3,10 +3,10 @@
 //! gives them to it when the driver is ready.
 //!
 //! ```text
-//!   Idle(device) --DRIVER_OK--> Running(worker) --reset--> Idle(device)
+//!   Idle(device) --DRIVER_OK--> Running(worker) --reset, when the worker comes to it--> Idle(device)
 //! ```
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
@@ -18,6 +18,7 @@ pub mod build;
 pub mod chain;
 pub mod console;
 pub mod fs;
+pub mod mailbox;
 pub mod net;
 pub mod pmem;
 pub mod queue;
@@ -207,9 +208,15 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
-    /// The driver wrote to the configuration space.
-    fn write_config(&mut self, offset: usize, data: &[u8], active: &mut Active) {
-        let _ = (offset, data, active);
+    /// The part of the configuration space that the driver may write; most devices have none.
+    fn driver_fields(&self) -> Range<usize> {
+        0..0
+    }
+
+    /// The driver wrote to [`VirtioDevice::driver_fields`], which now are `fields`. Not every write
+    /// is told, only the last one since the device looked.
+    fn write_config(&mut self, fields: &[u8], active: &mut Active) {
+        let _ = (fields, active);
     }
 
     /// The link of a network card goes up or down; `active` while the driver uses it.

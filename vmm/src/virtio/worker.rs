@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use vmm_sys_util::{
 
 use super::{
     Active, ActiveQueue, ConfigChange, Error, Link, Memory, Sources, VirtioDevice,
+    mailbox::{Mailbox, Message, OnReset},
     sources::FIRST_WORKER_TOKEN,
 };
 use crate::{
@@ -36,15 +37,10 @@ const CONTROL_TOKEN: u64 = u64::MAX;
 pub struct Worker {
     control: EventFd,
     kicks: Vec<Arc<EventFd>>,
-    messages: mpsc::Sender<Message>,
-    idle: Option<Idle>,
+    mailbox: Arc<Mailbox>,
+    /// Until the thread is started.
+    idle: Option<Box<dyn VirtioDevice>>,
     thread: Option<thread::JoinHandle<()>>,
-}
-
-/// What the thread is started with.
-struct Idle {
-    device: Box<dyn VirtioDevice>,
-    inbox: mpsc::Receiver<Message>,
 }
 
 /// What a driver that is ready gives the device to work with.
@@ -63,26 +59,17 @@ pub struct Activation {
     pub on_failure: Box<dyn FnOnce(&Error) + Send>,
 }
 
-enum Message {
-    Activate(Box<Activation>),
-    WriteConfig { offset: usize, data: Vec<u8> },
-    SetLink(Link),
-    Reset { done: mpsc::SyncSender<()> },
-    Stop,
-}
-
 impl Worker {
     /// A worker without a thread yet; `kicks` are the queues' eventfds in their order.
     ///
     /// # Errors
     /// When the process has no descriptor left.
     pub fn new(device: Box<dyn VirtioDevice>, kicks: Vec<Arc<EventFd>>) -> io::Result<Self> {
-        let (messages, inbox) = mpsc::channel();
         Ok(Self {
             control: EventFd::new(EFD_NONBLOCK)?,
             kicks,
-            messages,
-            idle: Some(Idle { device, inbox }),
+            mailbox: Arc::default(),
+            idle: Some(device),
             thread: None,
         })
     }
@@ -92,23 +79,26 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses a descriptor or a thread.
     pub fn start(&mut self, kind: ThreadKind) -> io::Result<()> {
-        let Some(Idle { device, inbox }) = self.idle.take() else {
+        let Some(device) = self.idle.take() else {
             return Ok(());
         };
         let control = self.control.try_clone()?;
         let kicks = self.kicks.clone();
+        let mailbox = Arc::clone(&self.mailbox);
         let thread = thread::Builder::new()
             .name(format!("virtio-{}", device.kind().name()))
             .stack_size(256 * 1024)
             .spawn(move || {
+                let at_end = TellEnd(Arc::clone(&mailbox));
                 let confined = jail::confine(kind);
                 Loop {
                     device,
-                    inbox,
+                    mailbox,
                     kicks,
                     control,
                 }
                 .run(confined);
+                drop(at_end);
             })?;
         self.thread = Some(thread);
         Ok(())
@@ -119,9 +109,9 @@ impl Worker {
         self.send(Message::Activate(Box::new(activation)));
     }
 
-    /// Passes a write of the driver to the configuration space on.
-    pub fn write_config(&self, offset: usize, data: Vec<u8>) {
-        self.send(Message::WriteConfig { offset, data });
+    /// Passes on what the driver wrote to its fields of the configuration space.
+    pub fn write_config(&self, fields: Vec<u8>) {
+        self.send(Message::WriteConfig(fields));
     }
 
     /// Gives a network card its cable or takes it away.
@@ -129,15 +119,20 @@ impl Worker {
         self.send(Message::SetLink(link));
     }
 
-    /// Stops and resets the device; when this returns it touches the guest's memory no more.
-    pub fn reset(&self) {
-        if self.thread.is_none() {
-            return;
-        }
-        let (done, wait) = mpsc::sync_channel(1);
-        self.send(Message::Reset { done });
-        // An error means that the thread is gone, and with it the device.
-        let _ = wait.recv();
+    /// Stops and resets the device. Does not wait for it: `done` is called from the thread once the
+    /// device touches the guest's memory no more.
+    pub fn reset(&self, done: OnReset) {
+        self.send(Message::Reset(done));
+    }
+
+    /// Tells the thread to end. Does not wait for it.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    /// Waits for the end of a thread that was told to, but not beyond `deadline`; whether it came.
+    pub fn ended_by(&self, deadline: Instant) -> bool {
+        self.thread.is_none() || self.mailbox.ended_by(deadline)
     }
 
     /// The queues' eventfds.
@@ -146,8 +141,8 @@ impl Worker {
     }
 
     fn send(&self, message: Message) {
-        // The thread outlives every sender but a stopped one, which needs no message.
-        let _ = self.messages.send(message);
+        self.mailbox.put(message);
+        // An eventfd refuses only when it is at its maximum: then it is signalled already.
         let _ = self.control.write(1);
     }
 }
@@ -155,9 +150,18 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.send(Message::Stop);
+            self.stop();
             let _ = thread.join();
         }
+    }
+}
+
+/// Tells that the thread ends, by whatever way.
+struct TellEnd(Arc<Mailbox>);
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -173,33 +177,33 @@ fn watch(epoll: &Epoll, fd: &EventFd, events: EventSet, token: u64) -> io::Resul
 /// The thread's state.
 struct Loop {
     device: Box<dyn VirtioDevice>,
-    inbox: mpsc::Receiver<Message>,
+    mailbox: Arc<Mailbox>,
     kicks: Vec<Arc<EventFd>>,
     control: EventFd,
 }
 
 /// Why a device that worked does so no more.
 enum Ended {
-    Reset(mpsc::SyncSender<()>),
+    Reset(OnReset),
     Stop,
 }
 
 impl Loop {
     fn run(mut self, confined: io::Result<()>) {
         let mut confined = confined;
-        while let Ok(message) = self.inbox.recv() {
-            match message {
+        loop {
+            match self.mailbox.wait() {
                 Message::Activate(activation) => {
                     let confined = std::mem::replace(&mut confined, Ok(()));
                     match self.work(*activation, confined) {
-                        Ended::Reset(done) => self.reset(&done),
+                        Ended::Reset(done) => self.reset(done),
                         Ended::Stop => return,
                     }
                 }
-                Message::Reset { done } => self.reset(&done),
+                Message::Reset(done) => self.reset(done),
                 Message::Stop => return,
                 Message::SetLink(link) => self.set_link_at_rest(link),
-                Message::WriteConfig { .. } => {}
+                Message::WriteConfig(_) => {}
             }
         }
     }
@@ -209,10 +213,9 @@ impl Loop {
         let _ = self.device.set_link(link, None);
     }
 
-    fn reset(&mut self, done: &mpsc::SyncSender<()>) {
+    fn reset(&mut self, done: OnReset) {
         self.device.reset();
-        // Whoever waited may have gone.
-        let _ = done.send(());
+        done();
     }
 
     /// Works until the driver or the VM ends it; a device that broke down sleeps till then.
@@ -266,11 +269,11 @@ impl Loop {
 
     fn sleep(&mut self) -> Ended {
         loop {
-            match self.inbox.recv() {
-                Ok(Message::Reset { done }) => return Ended::Reset(done),
-                Ok(Message::Stop) | Err(_) => return Ended::Stop,
-                Ok(Message::SetLink(link)) => self.set_link_at_rest(link),
-                Ok(_) => {}
+            match self.mailbox.wait() {
+                Message::Reset(done) => return Ended::Reset(done),
+                Message::Stop => return Ended::Stop,
+                Message::SetLink(link) => self.set_link_at_rest(link),
+                Message::Activate(_) | Message::WriteConfig(_) => {}
             }
         }
     }
@@ -296,7 +299,7 @@ impl Loop {
             for event in &events[..ready] {
                 match event.data() {
                     CONTROL_TOKEN => {
-                        if let Some(ended) = self.read_inbox(active)? {
+                        if let Some(ended) = self.read_messages(active)? {
                             return Ok(ended);
                         }
                     }
@@ -329,16 +332,14 @@ impl Loop {
         }
     }
 
-    fn read_inbox(&mut self, active: &mut Active) -> Result<Option<Ended>, Error> {
+    fn read_messages(&mut self, active: &mut Active) -> Result<Option<Ended>, Error> {
         let _ = self.control.read();
-        while let Ok(message) = self.inbox.try_recv() {
+        while let Some(message) = self.mailbox.take() {
             match message {
                 Message::Stop => return Ok(Some(Ended::Stop)),
-                Message::Reset { done } => return Ok(Some(Ended::Reset(done))),
+                Message::Reset(done) => return Ok(Some(Ended::Reset(done))),
                 Message::SetLink(link) => self.device.set_link(link, Some(&mut *active))?,
-                Message::WriteConfig { offset, data } => {
-                    self.device.write_config(offset, &data, active);
-                }
+                Message::WriteConfig(fields) => self.device.write_config(&fields, active),
                 Message::Activate(_) => {}
             }
         }
@@ -454,4 +455,87 @@ fn await_more(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::virtio::Kind;
+
+    /// A device that is at work until it is let go.
+    struct Busy {
+        begun: mpsc::Sender<()>,
+        go: mpsc::Receiver<()>,
+    }
+
+    impl VirtioDevice for Busy {
+        fn kind(&self) -> Kind {
+            Kind::Rng
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[]
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn config_space(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn activate(&mut self, _: &mut Active) -> Result<(), Error> {
+            self.begun.send(()).unwrap();
+            self.go.recv().unwrap();
+            Ok(())
+        }
+
+        fn handle_queue(&mut self, _: usize, _: &mut Active) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    /// A worker whose device is at work, until something is sent.
+    fn at_work() -> (Worker, mpsc::Sender<()>) {
+        let (begun, wait) = mpsc::channel();
+        let (let_go, go) = mpsc::channel();
+        let mut worker = Worker::new(Box::new(Busy { begun, go }), Vec::new()).unwrap();
+        worker.start(ThreadKind::Device(Kind::Rng)).unwrap();
+        worker.activate(Activation {
+            memory: Memory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap(),
+            queues: Vec::new(),
+            features: 0,
+            counters: Arc::default(),
+            config: ConfigChange::new(|_| {}),
+            on_failure: Box::new(|_| {}),
+        });
+        wait.recv().unwrap();
+        (worker, let_go)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_reset_does_not_wait_for_a_device_that_is_at_work() {
+        let (worker, let_go) = at_work();
+        let (done, reset) = mpsc::channel();
+        worker.reset(Box::new(move || done.send(()).unwrap()));
+        assert!(reset.try_recv().is_err());
+        let_go.send(()).unwrap();
+        reset.recv_timeout(LONG).unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_a_device_that_is_at_work_does_so_for_a_while_only() {
+        let (worker, let_go) = at_work();
+        worker.stop();
+        assert!(!worker.ended_by(Instant::now() + Duration::from_millis(10)));
+        let_go.send(()).unwrap();
+        assert!(worker.ended_by(Instant::now() + LONG));
+    }
 }

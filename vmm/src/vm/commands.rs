@@ -1,6 +1,9 @@
 //! What the control socket asks of a VM.
 
-use std::os::fd::OwnedFd;
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 
 use super::{End, Vm};
 use crate::{
@@ -12,6 +15,14 @@ use crate::{
     descriptors::Descriptors,
     virtio::build,
 };
+
+/// How long a command may wait for a thread that the guest keeps busy: half as long as the client
+/// waits for the reply. Meanwhile no other command is answered.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
 
 impl Commands for Vm {
     fn carry_out(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> Reply {
@@ -34,10 +45,7 @@ impl Commands for Vm {
                 true => Ok(()),
                 false => Err(format!("there is no network card in slot {slot}")),
             },
-            Request::RemoveDevice { slot } => match self.machine.bus().remove(slot) {
-                true => Ok(()),
-                false => Err(format!("there is no device in slot {slot}")),
-            },
+            Request::RemoveDevice { slot } => self.remove(slot),
         };
         match outcome {
             Ok(()) => Reply::Done {},
@@ -91,7 +99,8 @@ impl Vm {
         let vcpus = self.vcpus.as_ref().ok_or("the VM has not started")?;
         match state {
             State::Running => vcpus.resume(),
-            State::Paused => vcpus.pause(),
+            State::Paused if vcpus.pause(deadline()) => {}
+            State::Paused => return Err("a processor does not stop".to_owned()),
         }
         self.state = state;
         Ok(())
@@ -117,11 +126,30 @@ impl Vm {
         .map_err(|error| with_causes(&error))?;
         let slot = self.add(device).map_err(|error| with_causes(&error))?;
         let started = self.machine.bus().start(slot);
-        started.map_err(|error| {
-            self.machine.bus().remove(slot);
-            format!("cannot start the device's thread: {error}")
-        })?;
+        if let Err(error) = started {
+            self.remove(slot)?;
+            return Err(format!("cannot start the device's thread: {error}"));
+        }
         Ok(slot)
+    }
+
+    /// Takes a device out. When this succeeds its thread has ended; until then it may be asked
+    /// for again.
+    fn remove(&mut self, slot: u8) -> Result<(), String> {
+        let removed = self.machine.bus().remove(slot);
+        if let Some(device) = removed {
+            device.stop();
+            self.leaving.push(device);
+        }
+        let Some(index) = self.leaving.iter().position(|it| it.slot() == slot) else {
+            return Err(format!("there is no device in slot {slot}"));
+        };
+        if !self.leaving[index].ended_by(deadline()) {
+            return Err(format!("the device in slot {slot} is still at work"));
+        }
+        drop(self.leaving.swap_remove(index));
+        self.machine.bus().free(slot);
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, mpsc},
+    time::{Duration, Instant},
 };
 
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
@@ -39,7 +40,7 @@ use crate::{
     control::message::State,
     counters::ExitCounters,
     descriptors::{self, Descriptors},
-    pci::Bus,
+    pci::{Bus, virtio::VirtioPci},
     virtio::{Memory, VirtioDevice, build},
 };
 
@@ -115,6 +116,8 @@ pub struct Vm {
     vcpus: Option<Vcpus>,
     idle_vcpus: Vec<VcpuFd>,
     machine: Arc<Machine>,
+    /// Devices that were taken out and whose threads have not ended.
+    leaving: Vec<VirtioPci>,
     end: mpsc::Receiver<End>,
     trace: Trace,
     state: State,
@@ -180,6 +183,7 @@ impl Vm {
             vcpus: None,
             idle_vcpus: vcpus,
             machine,
+            leaving: Vec::new(),
             end,
             trace,
             state: State::Running,
@@ -258,6 +262,31 @@ impl Vm {
     pub fn wait(&self) -> End {
         // The machine that sends lives as long as this.
         self.end.recv().unwrap_or(End::Stopped)
+    }
+
+    /// Lets processors and devices finish what they are about, and gives everything back. What
+    /// does not end in time, such as a device that waits for a file system of the host, is left
+    /// to the end of the process, which must come next.
+    pub fn shut_down(self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.stop();
+        }
+        let ended = {
+            let bus = self.machine.bus();
+            let devices = || bus.devices().chain(&self.leaving);
+            devices().for_each(VirtioPci::stop);
+            let mut devices = devices();
+            devices.all(|device| device.ended_by(deadline))
+        } && self
+            .vcpus
+            .as_ref()
+            .is_none_or(|vcpus| vcpus.ended_by(deadline));
+        if !ended {
+            // Its memory must stay as long as somebody uses it.
+            std::mem::forget(self);
+        }
     }
 }
 

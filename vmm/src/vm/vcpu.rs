@@ -14,6 +14,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Instant,
 };
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -78,8 +79,15 @@ const STOP: u8 = 2;
 #[derive(Default)]
 pub struct Gate {
     state: AtomicU8,
-    parked: Mutex<usize>,
+    threads: Mutex<Threads>,
     changed: Condvar,
+}
+
+/// How many of the processors' threads do not run guest code.
+#[derive(Default)]
+struct Threads {
+    parked: usize,
+    ended: usize,
 }
 
 impl Gate {
@@ -88,21 +96,21 @@ impl Gate {
         if self.state.load(Ordering::Acquire) == RUN {
             return true;
         }
-        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        *parked += 1;
+        let mut threads = self.threads();
+        threads.parked += 1;
         self.changed.notify_all();
         while self.state.load(Ordering::Acquire) == PAUSE {
-            parked = self
+            threads = self
                 .changed
-                .wait(parked)
+                .wait(threads)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *parked -= 1;
+        threads.parked -= 1;
         self.state.load(Ordering::Acquire) == RUN
     }
 
     fn set(&self, state: u8) {
-        let _parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let _threads = self.threads();
         // What is stopped stays so.
         if self.state.load(Ordering::Acquire) != STOP {
             self.state.store(state, Ordering::Release);
@@ -110,14 +118,24 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn wait_parked(&self, count: usize) {
-        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        while *parked < count {
-            parked = self
-                .changed
-                .wait(parked)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    /// A thread is at its end.
+    fn leave(&self) {
+        self.threads().ended += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `enough`, but not beyond `deadline`; whether it is.
+    fn wait_until(&self, deadline: Instant, enough: impl Fn(&Threads) -> bool) -> bool {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let waited = self
+            .changed
+            .wait_timeout_while(self.threads(), patience, |threads| !enough(threads));
+        let (threads, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        enough(&threads)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -143,22 +161,45 @@ impl Vcpus {
             let thread = thread::Builder::new()
                 .name(format!("vcpu-{number}"))
                 .stack_size(128 * 1024)
-                .spawn(move || run(vcpu, &machine))?;
+                .spawn(move || {
+                    run(vcpu, &machine);
+                    machine.gate.leave();
+                })?;
             started.threads.push(thread);
         }
         Ok(started)
     }
 
-    /// Stops guest code; when this returns none runs.
-    pub fn pause(&self) {
+    /// Stops guest code. Where a processor does not stop by `deadline`, because its thread waits
+    /// for something of the host's, this is false and guest code runs on.
+    pub fn pause(&self, deadline: Instant) -> bool {
         self.machine.gate.set(PAUSE);
         self.kick();
-        self.machine.gate.wait_parked(self.threads.len());
+        let all = self.threads.len();
+        let parked = |threads: &Threads| threads.parked + threads.ended >= all;
+        let paused = self.machine.gate.wait_until(deadline, parked);
+        if !paused {
+            self.resume();
+        }
+        paused
     }
 
     /// Lets guest code run again.
     pub fn resume(&self) {
         self.machine.gate.set(RUN);
+    }
+
+    /// Ends all threads. Does not wait for them.
+    pub fn stop(&self) {
+        self.machine.gate.set(STOP);
+        self.kick();
+    }
+
+    /// Waits for the end of all threads, but not beyond `deadline`; whether it came.
+    pub fn ended_by(&self, deadline: Instant) -> bool {
+        let all = self.threads.len();
+        let ended = |threads: &Threads| threads.ended >= all;
+        self.machine.gate.wait_until(deadline, ended)
     }
 
     fn kick(&self) {
@@ -170,8 +211,7 @@ impl Vcpus {
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        self.machine.gate.set(STOP);
-        self.kick();
+        self.stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -285,4 +325,21 @@ fn io_in(machine: &Machine, port: u16, data: &mut [u8]) {
 fn serial_register(port: u16) -> Option<u16> {
     port.checked_sub(layout::SERIAL_PORT)
         .filter(|register| *register < 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_processor_that_does_not_stop_is_awaited_for_a_while_only() {
+        let gate = Gate::default();
+        gate.set(PAUSE);
+        let soon = Instant::now() + Duration::from_millis(10);
+        assert!(!gate.wait_until(soon, |threads| threads.parked == 1));
+        gate.leave();
+        assert!(gate.wait_until(soon, |threads| threads.ended == 1));
+    }
 }

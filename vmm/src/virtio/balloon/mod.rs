@@ -16,7 +16,7 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::{io, ops::Range};
 
 use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
 
@@ -273,16 +273,14 @@ impl VirtioDevice for Balloon {
         self.ask_for_statistics(active)
     }
 
-    fn write_config(&mut self, offset: usize, data: &[u8], _active: &mut Active) {
-        let mut config = self.config_space();
-        let end = offset.saturating_add(data.len());
-        if offset < ACTUAL || end > config.len() {
-            return;
+    fn driver_fields(&self) -> Range<usize> {
+        ACTUAL..ACTUAL + 4
+    }
+
+    fn write_config(&mut self, fields: &[u8], _active: &mut Active) {
+        if let Ok(actual) = fields.try_into() {
+            self.actual = u32::from_le_bytes(actual);
         }
-        config[offset..end].copy_from_slice(data);
-        let mut actual = [0; 4];
-        actual.copy_from_slice(&config[ACTUAL..]);
-        self.actual = u32::from_le_bytes(actual);
     }
 
     fn reset(&mut self) {

@@ -145,10 +145,10 @@ fn a_driver_without_statistics_has_its_reporting_queue_one_place_earlier() {
 #[test]
 fn the_driver_s_actual_size_is_kept() {
     let mut rig = rig();
-    rig.device.write_config(4, &[1, 2, 3, 4], &mut rig.active);
-    rig.device.write_config(0, &[9; 4], &mut rig.active);
-    rig.device.write_config(6, &[9; 4], &mut rig.active);
+    rig.device.write_config(&[1, 2, 3, 4], &mut rig.active);
+    rig.device.write_config(&[9; 3], &mut rig.active);
     assert_eq!(rig.device.config_space(), [0, 0, 0, 0, 1, 2, 3, 4]);
+    assert_eq!(rig.device.driver_fields(), 4..8);
 }
 
 #[test]
