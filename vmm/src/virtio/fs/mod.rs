@@ -11,7 +11,7 @@ use nix::{
     sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
 };
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestMemory, GuestMemoryRegion};
 
 use super::{
     Active, Chain, Error, Events, Kind, Memory, VirtioDevice,
@@ -246,6 +246,8 @@ impl VirtioDevice for Fs {
             what: "give the thread of the shared directory a working directory of its own",
             source,
         })?;
+        self.share
+            .fit(active.memory.iter().map(GuestMemoryRegion::len).sum());
         let watched = active
             .sources
             .add(&self.share, Events::PRIORITY, MOUNTS_TOKEN);

@@ -1003,6 +1003,21 @@ fn the_files_of_a_large_tree_are_not_all_held() {
 }
 
 #[test]
+fn a_guest_may_not_know_more_files_than_it_has_memory_for() {
+    let (directory, mut guest) = share(false);
+    for entry in ["first", "second"] {
+        fs::write(directory.path().join(entry), "").unwrap();
+    }
+    guest.rig.device.share.know_at_most(2);
+    let first = guest.lookup(ROOT, "first").unwrap();
+    assert_eq!(guest.lookup(ROOT, "second"), Err(libc::ENOMEM));
+    assert_eq!(guest.lookup(ROOT, "first"), Ok(first));
+    guest.call(DESTROY, 0, &[]).unwrap();
+    guest.lookup(ROOT, "second").unwrap();
+    assert_eq!(guest.lookup(ROOT, "first"), Err(libc::ENOMEM));
+}
+
+#[test]
 fn a_name_is_not_taken_for_gone_when_there_is_no_room_to_look() {
     let (directory, mut guest) = share(false);
     fs::create_dir(directory.path().join("mountpoint")).unwrap();

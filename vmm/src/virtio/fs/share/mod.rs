@@ -39,7 +39,7 @@ use super::reply::{Attr, Entry};
 use handles::Handles;
 use listing::Entries;
 use mounts::Mounts;
-use nodes::{Nodes, device};
+use nodes::{MIN_NODES, Nodes, device, most_nodes};
 pub(super) use serve::{Answer, Data};
 use sys::Attributes;
 
@@ -91,7 +91,8 @@ impl Share {
             .map_err(step("open the directory"))?;
         let mounts = Mounts::open().map_err(step("open the list of mounts"))?;
         let limit = raise_limit().map_err(step("raise the limit of open files"))?;
-        let nodes = directory.try_clone().and_then(Nodes::new);
+        let root = directory.try_clone();
+        let nodes = root.and_then(|root| Nodes::new(root, MIN_NODES));
         Ok(Self {
             nodes: nodes.map_err(step("look at the directory"))?,
             directory,
@@ -105,6 +106,11 @@ impl Share {
             handles: Handles::default(),
             entries: Entries::default(),
         })
+    }
+
+    /// Bounds what is remembered by the size of the guest's memory.
+    pub(super) fn fit(&mut self, ram_bytes: u64) {
+        self.nodes.most = most_nodes(ram_bytes);
     }
 
     /// Makes `/proc/self/fd` the calling thread's own working directory, because the calls for
@@ -121,7 +127,8 @@ impl Share {
 
     /// Forgets all that the guest has set up.
     pub(super) fn forget_all(&mut self) {
-        if let Ok(nodes) = self.directory.try_clone().and_then(Nodes::new) {
+        let root = self.directory.try_clone();
+        if let Ok(nodes) = root.and_then(|root| Nodes::new(root, self.nodes.most)) {
             self.nodes = nodes;
             self.handles = Handles::default();
         }
@@ -135,6 +142,12 @@ impl Share {
         let gone = self.nodes.keep_mounts(&mounts);
         self.handles.close_mounts(&gone);
         Ok(())
+    }
+
+    /// Lets fewer files be known, for tests.
+    #[cfg(test)]
+    pub(super) fn know_at_most(&mut self, most: usize) {
+        self.nodes.most = most;
     }
 
     /// Lets fewer files be held, for tests.

@@ -40,8 +40,18 @@ use super::{
 /// The node of the shared directory itself.
 pub(super) const ROOT: u64 = 1;
 
-/// More are not kept; the guest then gets `ENFILE`. Each takes some 400 bytes.
+/// More are not kept; the guest then gets `ENFILE`. Each takes some 400 bytes here, and a KiB of
+/// the guest's own memory.
 const MAX_NODES: usize = 1 << 22;
+const BYTES_PER_NODE: u64 = 1024;
+/// What the smallest guest may know.
+pub(super) const MIN_NODES: usize = 1 << 16;
+
+/// How many files a guest of `ram_bytes` may know at a time.
+pub(super) fn most_nodes(ram_bytes: u64) -> usize {
+    let room = usize::try_from(ram_bytes / BYTES_PER_NODE).unwrap_or(MAX_NODES);
+    room.clamp(MIN_NODES, MAX_NODES)
+}
 
 /// How deep a directory may be that is opened again by names.
 const MAX_DEPTH: usize = 2048;
@@ -133,11 +143,13 @@ pub(super) struct Nodes {
     /// Nodes that hold a descriptor, or did, those first that have for longest.
     held: VecDeque<u64>,
     next: u64,
+    /// How many there may be.
+    pub(super) most: usize,
 }
 
 impl Nodes {
-    /// Only the shared directory itself, which the guest knows without asking.
-    pub(super) fn new(root: OwnedFd) -> io::Result<Self> {
+    /// Only the shared directory itself, which the guest knows without asking; there may be `most`.
+    pub(super) fn new(root: OwnedFd, most: usize) -> io::Result<Self> {
         let mut nodes = Self {
             by_number: ByNumber::default(),
             by_identity: HashMap::new(),
@@ -145,6 +157,7 @@ impl Nodes {
             mounts: HashSet::new(),
             held: VecDeque::new(),
             next: ROOT,
+            most,
         };
         let attributes = sys::attributes(&root)?;
         nodes.know_device(&attributes, || root.try_clone())?;
@@ -226,7 +239,7 @@ impl Nodes {
         parent: u64,
         name: &CStr,
     ) -> io::Result<u64> {
-        if self.by_number.len() >= MAX_NODES {
+        if self.by_number.len() >= self.most {
             return Err(error(libc::ENFILE));
         }
         let number = self.next;
@@ -502,4 +515,16 @@ pub(super) fn gone(cause: io::Error) -> io::Error {
 fn open_path(directory: impl AsFd, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(openat(directory, name, flags, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_knows_as_many_files_as_it_has_memory_for() {
+        assert_eq!(most_nodes(64 << 20), MIN_NODES);
+        assert_eq!(most_nodes(512 << 20), 512 << 10);
+        assert_eq!(most_nodes(64 << 30), MAX_NODES);
+    }
 }
