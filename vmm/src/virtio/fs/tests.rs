@@ -929,6 +929,19 @@ fn a_name_that_means_another_file_by_now_is_stale() {
 }
 
 #[test]
+fn what_took_the_place_of_a_file_is_not_even_opened() {
+    let (directory, mut guest) = share(false);
+    let path = directory.path().join("file");
+    fs::write(&path, "").unwrap();
+    let node = guest.lookup(ROOT, "file").unwrap();
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::rename(&fifo, &path).unwrap();
+    // A fifo that nobody reads would answer by itself, with ENXIO.
+    assert_eq!(guest.open(node, libc::O_WRONLY), Err(libc::ESTALE));
+}
+
+#[test]
 fn a_number_of_the_hosts_that_is_used_again_is_another_node() {
     let (directory, mut guest) = share(false);
     let path = directory.path().join("file");

@@ -11,7 +11,7 @@ use nix::{
 use super::{
     super::{operation::Copy, reply::Reply},
     Attributes, Number, Share, error, mode_of,
-    nodes::{Version, gone, has_set_ids},
+    nodes::{Version, has_set_ids},
     sys,
 };
 use crate::virtio::slices::Slices;
@@ -127,15 +127,13 @@ impl Share {
             let attributes = sys::attributes(&file)?;
             return Ok((file.into(), attributes));
         }
-        let (directory, name) = self.nodes.place(number)?;
-        let file = openat(directory, name, flags | OFlag::O_NOFOLLOW, Mode::empty());
-        let file = file.map_err(|errno| match errno {
-            // A link has taken its place.
-            nix::errno::Errno::ELOOP => error(libc::ESTALE),
-            errno => gone(errno.into()),
-        })?;
-        let attributes = sys::attributes(&file)?;
+        // A name may mean anything by now, and a device can notice that it is opened. So the path
+        // comes first, and the file only when it is the node's.
+        let found = self.nodes.open_path(number)?;
+        let attributes = sys::attributes(&found)?;
         self.nodes.check_identity(number, &attributes)?;
+        let name = Number::of(found.as_fd());
+        let file = openat(&self.descriptors, name.as_c_str(), flags, Mode::empty())?;
         Ok((file.into(), attributes))
     }
 

@@ -351,6 +351,12 @@ impl Nodes {
         Ok((self.descriptor_of(parent)?, &self.node(number)?.place.name))
     }
 
+    /// Opens by path only what is where a node should be, without holding it.
+    pub(super) fn open_path(&mut self, number: u64) -> io::Result<OwnedFd> {
+        let (directory, name) = self.place(number)?;
+        open_path(directory, name).map_err(gone)
+    }
+
     /// # Errors
     /// `ESTALE` when the attributes are another file's.
     pub(super) fn check_identity(&self, number: u64, attributes: &Attributes) -> io::Result<()> {
