@@ -562,6 +562,28 @@ fn set_id_bits_go_with_a_write_when_the_guest_says_so() {
 }
 
 #[test]
+fn set_id_bits_go_when_room_is_made_or_a_range_is_copied() {
+    let (directory, mut guest) = share(false);
+    let (from, from_handle) = guest.create("from", 0o600).unwrap();
+    guest.write(from, from_handle, 0, b"0123456789").unwrap();
+    let (node, handle) = guest.create("file", 0o700).unwrap();
+    let path = directory.path().join("file");
+    let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+    guest.call(SETATTR, node, &setattr(1, 0o6755, 0)).unwrap();
+    let allocate = [longs(&[handle, 0, 4096]), words(&[0, 0])].concat();
+    guest.call(FALLOCATE, node, &allocate).unwrap();
+    assert_eq!(mode(), 0o755);
+    guest.call(SETATTR, node, &setattr(1, 0o6755, 0)).unwrap();
+    let copy = longs(&[from_handle, 0, node, handle, 0, 5, 0]);
+    guest.call(COPY_FILE_RANGE, from, &copy).unwrap();
+    assert_eq!(mode(), 0o755);
+    // Nobody runs it as a group that may not run it.
+    guest.call(SETATTR, node, &setattr(1, 0o2644, 0)).unwrap();
+    guest.call(FALLOCATE, node, &allocate).unwrap();
+    assert_eq!(mode(), 0o2644);
+}
+
+#[test]
 fn new_files_belong_to_the_guests_caller() {
     let (directory, mut guest) = share(false);
     if !is_root() {

@@ -21,6 +21,10 @@ const OPEN_KILL_SUIDGID: u32 = 1;
 /// `FUSE_WRITE_KILL_SUIDGID`
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 
+/// Making room and copying have no such flag, and the guest's kernel leaves the bits to us whoever
+/// asks: they go.
+const ALWAYS_KILL: bool = true;
+
 /// `FOPEN_KEEP_CACHE`
 const KEEP_CACHE: u32 = 1 << 1;
 /// `FOPEN_CACHE_DIR`
@@ -227,7 +231,7 @@ impl Share {
         let file = self.handles.get(handle, node)?.file()?;
         let before = set_ids_before(file, has_set_ids)?;
         fallocate(file, mode, offset, length)?;
-        set_ids_after(file, before, false)
+        set_ids_after(file, before, ALWAYS_KILL)
     }
 
     /// Where data or a hole begins; all else the guest knows by itself.
@@ -264,7 +268,7 @@ impl Share {
             (to, offset(copy.offset_out)?),
             length,
         )?;
-        set_ids_after(to, before, false)?;
+        set_ids_after(to, before, ALWAYS_KILL)?;
         Ok(copied)
     }
 
