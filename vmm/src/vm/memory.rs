@@ -7,7 +7,7 @@ use std::{
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion};
 
 use crate::{arch::x86_64::layout, virtio::Memory};
 
@@ -75,7 +75,8 @@ pub struct Image {
 impl Image {
     /// Maps a file; read-only files are mapped without write access, and their pages are those of
     /// the host's page cache, shared by every VM that maps them. The mapping's size is the
-    /// file's, rounded up to pages.
+    /// file's, rounded up to pages. The file is closed: whoever takes this process over could open
+    /// it again for writing.
     ///
     /// # Errors
     /// When the file is empty or cannot be mapped.
@@ -95,11 +96,7 @@ impl Image {
             return Err(Error::EmptyImage);
         }
         let write = if read_only { 0 } else { libc::PROT_WRITE };
-        let mapping = MmapRegionBuilder::new(bytes as usize)
-            .with_mmap_prot(libc::PROT_READ | write)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::new(file, 0))
-            .build()
+        let mapping = super::sys::map_file(&file, bytes as usize, libc::PROT_READ | write)
             .map_err(|error| map_error(what, bytes, &error))?;
         Ok(Self { mapping, read_only })
     }
@@ -178,6 +175,26 @@ mod tests {
         for mib in [0, 63, (512 << 10) + 1] {
             assert!(matches!(guest_ram(mib), Err(Error::Size { .. })));
         }
+    }
+
+    #[test]
+    fn an_image_is_there_without_its_descriptor() {
+        use std::{io::Write, os::fd::AsRawFd};
+
+        use vm_memory::{Bytes, VolatileMemory};
+
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"image").unwrap();
+        let file = OwnedFd::from(file);
+        let number = file.as_raw_fd();
+        let name = || std::fs::read_link(format!("/proc/self/fd/{number}")).ok();
+        let before = name();
+        let image = Image::map(file, true).unwrap();
+        assert_ne!(name(), before);
+        let mut bytes = [0; 5];
+        let contents = image.mapping.get_slice(0, 5).unwrap();
+        contents.read_slice(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"image");
     }
 
     #[test]

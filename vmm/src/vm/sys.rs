@@ -148,6 +148,24 @@ pub(super) fn map_large(len: usize) -> io::Result<MmapRegion> {
         .map_err(io::Error::other)
 }
 
+/// The first `len` bytes of a file as shared memory. Unlike [`MmapRegion::from_file`] this keeps no
+/// descriptor.
+///
+/// The mapping stays until the process ends, as [`map_large`]'s does.
+///
+/// # Errors
+/// When the file cannot be mapped so.
+pub(super) fn map_file(file: &File, len: usize, protection: c_int) -> io::Result<MmapRegion> {
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    // SAFETY: asks for addresses that nobody has; nothing is replaced.
+    let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping has `len` bytes from `start` and is never unmapped.
+    unsafe { MmapRegion::build_raw(start.cast(), len, protection, flags) }.map_err(io::Error::other)
+}
+
 thread_local! {
     /// The run structure of the vCPU that this thread runs.
     static RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
