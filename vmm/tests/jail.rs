@@ -32,6 +32,10 @@ const TESTS: &[(&str, fn())] = &[
         "the_root_is_empty_and_read_only",
         the_root_is_empty_and_read_only,
     ),
+    (
+        "of_its_process_only_descriptors_and_mounts_are_there",
+        of_its_process_only_descriptors_and_mounts_are_there,
+    ),
     ("no_capability_is_left", no_capability_is_left),
     (
         "limits_and_attributes_are_set",
@@ -89,6 +93,7 @@ const KINDS: &[(&str, ThreadKind)] = &[
 /// Directories can only be shared, and ids of others only be given, by root.
 const NEED_ROOT: &[&str] = &[
     "the_root_is_empty_and_read_only",
+    "of_its_process_only_descriptors_and_mounts_are_there",
     "no_capability_is_left",
     "limits_and_attributes_are_set",
     "a_shared_directory_has_no_way_up",
@@ -147,32 +152,41 @@ fn jailed(config_fd: &str) -> ExitCode {
                 fs::read("/etc/passwd").unwrap_err().kind()
             ));
         }
-        ["status"] => {
-            // Only beside a share is there a /proc.
-            say(fs::read_to_string("/proc/self/status").unwrap());
-            say(fs::read_to_string("/proc/self/limits").unwrap());
+        ["wait"] => {
+            say("ready".to_owned());
+            input.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        }
+        ["itself"] => {
+            // Not all of /proc, and no way from the part that is there to the rest.
+            for path in [
+                "/proc",
+                "/fd/../mem",
+                "/fd/../../self/mem",
+                "/fd/../self/exe",
+            ] {
+                say(format!("{:?}\n", fs::metadata(path).unwrap_err().kind()));
+            }
+            say(format!("{:?}\n", names("/fd/..")));
+            say(format!("{:?}\n", fs::write("/mountinfo", "").is_err()));
+            let text = fs::read_to_string("/mountinfo").unwrap();
+            let of = |line: &str| line.split(' ').nth(4).map(str::to_owned);
+            let mut mounts: Vec<String> = text.lines().filter_map(of).collect();
+            mounts.sort();
+            say(format!("{mounts:?}\n"));
         }
         ["up"] => {
             // As a taken over thread would try.
             let up = |way: &str| {
                 let found = open_below(share(), way)
-                    .map(|found| names(&format!("/proc/self/fd/{}", found.as_raw_fd())));
+                    .map(|found| names(&format!("/fd/{}", found.as_raw_fd())));
                 format!("{way} {found:?}\n")
             };
-            for way in [
-                ".",
-                "..",
-                "../..",
-                "../../..",
-                "../../proc",
-                "../../proc/sys",
-            ] {
+            for way in [".", "..", "../..", "../../..", "../../fd/..", "../../proc"] {
                 say(up(way));
             }
-            say(format!("{:?}\n", names("/proc/1/root")));
         }
         ["write"] => {
-            let path = format!("/proc/self/fd/{}/new", share().as_raw_fd());
+            let path = format!("/fd/{}/new", share().as_raw_fd());
             jail::confine(ThreadKind::Device(Kind::Fs)).unwrap();
             say(format!(
                 "{:?}",
@@ -184,11 +198,11 @@ fn jailed(config_fd: &str) -> ExitCode {
             input.as_mut().unwrap().read_exact(&mut [0]).unwrap();
             say(format!(
                 "{:?}",
-                names(&format!("/proc/self/fd/{}/volume", share().as_raw_fd()))
+                names(&format!("/fd/{}/volume", share().as_raw_fd()))
             ));
         }
         ["owner", kind] => {
-            let path = format!("/proc/self/fd/{}/secret", share().as_raw_fd());
+            let path = format!("/fd/{}/secret", share().as_raw_fd());
             // Other threads cannot open anything once confined; without a filter they lack the
             // privilege, too.
             if kind == "fs" {
@@ -332,13 +346,49 @@ fn the_root_is_empty_and_read_only() {
     let said = run_well(sharing("root", shared.path(), false));
     assert_eq!(
         said,
-        "Ok([\"proc\", \"shared\"])\nReadOnlyFilesystem\nNotFound\n"
+        "Ok([\"fd\", \"mountinfo\", \"shared\"])\nReadOnlyFilesystem\nNotFound\n"
     );
 }
 
-fn no_capability_is_left() {
+fn of_its_process_only_descriptors_and_mounts_are_there() {
     let shared = tempfile::tempdir().unwrap();
-    let status = run_well(sharing("status", shared.path(), false));
+    let said = run_well(sharing("itself", shared.path(), false));
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        [
+            "NotFound",
+            "NotFound",
+            "NotFound",
+            "NotFound",
+            "Ok([\"fd\", \"mountinfo\", \"shared\"])",
+            "true",
+            "[\"/\", \"/fd\", \"/mountinfo\", \"/shared/0\"]",
+        ]
+    );
+}
+
+/// What the host says of a jailed process with a shared directory.
+fn seen_from_outside(files: &[&str]) -> String {
+    let shared = tempfile::tempdir().unwrap();
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let mut config = sharing("wait", shared.path(), false);
+    config.boot.initrd = Some(passed(&reader));
+    let (mut process, mut output, _complaints) = launch(config);
+    output.read_exact(&mut [0; 5]).unwrap();
+    let read = |file: &&str| fs::read_to_string(format!("/proc/{}/{file}", process.pid()));
+    let said = files.iter().map(|file| read(file).unwrap()).collect();
+    File::from(writer).write_all(&[1]).unwrap();
+    assert!(process.wait().unwrap().success());
+    said
+}
+
+/// A descriptor that the jailed program gets. Any way to hand it over will do.
+fn passed(descriptor: &OwnedFd) -> Resource {
+    Resource::Path(format!("/proc/self/fd/{}", descriptor.as_raw_fd()).into())
+}
+
+fn no_capability_is_left() {
+    let status = seen_from_outside(&["status"]);
     // What the thread of the share may take up: chown, dac_override, fowner, fsetid, setgid,
     // setuid, mknod, setfcap.
     assert!(status.contains("CapPrm:\t00000000880000db\n"), "{status}");
@@ -352,10 +402,10 @@ fn no_capability_is_left() {
 }
 
 fn limits_and_attributes_are_set() {
-    let shared = tempfile::tempdir().unwrap();
-    let status = run_well(sharing("status", shared.path(), false));
+    let status = seen_from_outside(&["status", "limits"]);
     assert!(status.contains("Name:\tbulkhead-vmm\n"), "{status}");
-    assert!(status.contains("Pid:\t1\n"), "{status}");
+    let inside = status.lines().find(|line| line.starts_with("NSpid:"));
+    assert!(inside.unwrap().ends_with("\t1"), "{status}");
     let limit = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         let mut words = line[name.len()..].split_whitespace();
@@ -373,6 +423,7 @@ fn limits_and_attributes_are_set() {
 }
 
 fn a_shared_directory_has_no_way_up() {
+    const ROOT: &str = "Ok(Ok([\"fd\", \"mountinfo\", \"shared\"]))";
     let shared = tempfile::tempdir().unwrap();
     fs::write(shared.path().join("inside"), "").unwrap();
     let said = run_well(sharing("up", shared.path(), false));
@@ -381,14 +432,10 @@ fn a_shared_directory_has_no_way_up() {
     // The way up ends at the jail's own root.
     for line in &lines[1..4] {
         let (_, found) = line.split_once(' ').unwrap();
-        assert!(
-            ["Ok(Ok([\"0\"]))", "Ok(Ok([\"proc\", \"shared\"]))"].contains(&found),
-            "{said}"
-        );
+        assert!(["Ok(Ok([\"0\"]))", ROOT].contains(&found), "{said}");
     }
-    assert!(!lines[4].contains("\"sys\""), "{said}");
-    assert_eq!(lines[5], "../../proc/sys Err(ENOENT)");
-    assert_eq!(lines[6], "Ok([\"proc\", \"shared\"])");
+    assert_eq!(lines[4], format!("../../fd/.. {ROOT}"));
+    assert_eq!(lines[5], "../../proc Err(ENOENT)");
 }
 
 fn a_read_only_share_is_so_in_the_kernel() {
@@ -436,9 +483,7 @@ fn what_is_mounted_later_is_seen() {
 
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let mut config = sharing("mounted", shared.path(), false);
-    // Any way to hand a descriptor over will do.
-    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-    config.boot.initrd = Some(Resource::Path(path.into()));
+    config.boot.initrd = Some(passed(&reader));
     let (mut process, mut output, _complaints) = launch(config);
     output.read_exact(&mut [0; 5]).unwrap();
     let _later = Mounted::bind(volume.path(), &place);

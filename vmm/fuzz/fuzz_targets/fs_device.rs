@@ -5,7 +5,7 @@ use std::{fs::File, sync::LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
-use vmm::virtio::fs::{Fs, Settings};
+use vmm::virtio::fs::{Fs, OwnFiles, Settings};
 use vmm_fuzz::{Step, drive};
 
 static SHARED: LazyLock<TempDir> = LazyLock::new(|| TempDir::new().expect("a directory"));
@@ -16,5 +16,5 @@ fuzz_target!(|steps: Vec<Step>| {
         tag: "fuzz".to_owned(),
         read_only: false,
     };
-    drive(Fs::prepare(directory, settings).expect("a device"), &steps);
+    drive(Fs::prepare(directory, settings, OwnFiles::IN_PROC).expect("a device"), &steps);
 });

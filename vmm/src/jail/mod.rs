@@ -23,12 +23,21 @@ mod sys;
 
 pub use filters::ThreadKind;
 
-use crate::config::{DeviceConfig, Resource, VmConfig};
+use crate::{
+    config::{DeviceConfig, Resource, VmConfig},
+    virtio::fs::OwnFiles,
+};
+
+/// What a shared directory's thread finds of its process, and where.
+pub const OWN_FILES: OwnFiles = OwnFiles {
+    descriptors: "/fd",
+    mounts: "/mountinfo",
+};
 
 /// Shuts the jail around the process, which must have one thread.
 ///
 /// Afterwards there is no path to open: the root is empty but for the shared directories
-/// (`/shared/0`, ...) and, only beside those, a `/proc` that shows this process alone. There is
+/// (`/shared/0`, ...) and, only beside those, the process's [`OWN_FILES`]. There is
 /// no privilege either, but for those on files that a shared directory's thread takes up.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use super::{VirtioDevice, balloon, blk, console::Console, fs, net, pmem::Pmem, r
 use crate::{
     config::{DeviceConfig, NetConfig, Resource},
     descriptors::{self, Descriptors},
+    jail,
     vm::images::{self, Images},
 };
 
@@ -132,7 +133,8 @@ pub fn build(
                 tag: tag.clone(),
                 read_only: *read_only,
             };
-            Box::new(fs::Fs::prepare(take("directory", directory)?, settings)?)
+            let directory = take("directory", directory)?;
+            Box::new(fs::Fs::prepare(directory, settings, jail::OWN_FILES)?)
         }
         DeviceConfig::Net(config) => {
             let taps = config.taps.iter().map(|tap| take("taps", tap));

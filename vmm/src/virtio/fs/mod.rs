@@ -44,6 +44,23 @@ pub struct Settings {
     pub read_only: bool,
 }
 
+/// Where the process finds what of itself it serves a directory with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnFiles {
+    /// A directory of its open files by their numbers.
+    pub descriptors: &'static str,
+    /// The list of mounts that it sees.
+    pub mounts: &'static str,
+}
+
+impl OwnFiles {
+    /// Outside of the jail.
+    pub const IN_PROC: Self = Self {
+        descriptors: "/proc/self/fd",
+        mounts: "/proc/thread-self/mountinfo",
+    };
+}
+
 /// Why a directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
@@ -82,25 +99,30 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Opens what the device needs beside the directory itself. Must be called while `/proc`
-    /// is mounted; the device then works without any mount of its own and by descriptors alone.
+    /// Opens what the device needs beside the directory itself; it then works by descriptors
+    /// alone.
     ///
     /// Raises the process's soft limit of open files to its hard limit: every file that the
     /// guest has open is an open descriptor here.
     ///
     /// # Errors
-    /// When the tag does not fit, `directory` is not a directory, or `/proc` is missing.
-    pub fn prepare(directory: OwnedFd, settings: Settings) -> Result<Self, PrepareError> {
+    /// When the tag does not fit, `directory` is not a directory, or the process does not find its
+    /// own files.
+    pub fn prepare(
+        directory: OwnedFd,
+        settings: Settings,
+        own: OwnFiles,
+    ) -> Result<Self, PrepareError> {
         let Settings { tag, read_only } = settings;
         if tag.is_empty() || tag.len() > MAX_TAG_BYTES || tag.contains('\0') {
             return Err(PrepareError::Tag(tag));
         }
         let mut padded = [0; MAX_TAG_BYTES];
         padded[..tag.len()].copy_from_slice(tag.as_bytes());
-        let share =
-            Share::open(directory, read_only).map_err(|share::OpenError { step, source }| {
-                PrepareError::Directory { tag, step, source }
-            })?;
+        let share = Share::open(directory, read_only, own).map_err(|error| {
+            let share::OpenError { step, source } = error;
+            PrepareError::Directory { tag, step, source }
+        })?;
         Ok(Self {
             tag: padded,
             share,

@@ -63,7 +63,7 @@ fn share(read_only: bool) -> (TempDir, Guest) {
     let directory = TempDir::new().unwrap();
     let opened = fs::File::open(directory.path()).unwrap().into();
     let tag = "share".to_owned();
-    let device = Fs::prepare(opened, Settings { tag, read_only }).unwrap();
+    let device = Fs::prepare(opened, Settings { tag, read_only }, OwnFiles::IN_PROC).unwrap();
     let guest = Guest {
         rig: Rig::new(device),
         uid: 0,
@@ -253,7 +253,7 @@ fn a_tag_that_does_not_fit_is_refused() {
         };
         let opened = fs::File::open("/").unwrap().into();
         assert!(matches!(
-            Fs::prepare(opened, settings),
+            Fs::prepare(opened, settings, OwnFiles::IN_PROC),
             Err(PrepareError::Tag(_))
         ));
     }
@@ -267,7 +267,7 @@ fn a_file_is_no_directory_to_share() {
         read_only: false,
     };
     assert!(matches!(
-        Fs::prepare(file, settings),
+        Fs::prepare(file, settings, OwnFiles::IN_PROC),
         Err(PrepareError::Directory { .. })
     ));
 }

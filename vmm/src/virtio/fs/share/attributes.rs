@@ -226,7 +226,7 @@ impl Share {
     }
 }
 
-/// `descriptors` is `/proc/self/fd`: a file that was opened by path only has no other way.
+/// `descriptors` is [`super::OwnFiles::descriptors`]: a file that was opened by path only has no other way.
 fn set_mode(descriptors: &OwnedFd, file: &Number, mode: u32) -> io::Result<()> {
     let follow = FchmodatFlags::FollowSymlink;
     Ok(fchmodat(

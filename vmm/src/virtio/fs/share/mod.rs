@@ -35,7 +35,10 @@ mod numbers;
 mod serve;
 mod sys;
 
-use super::reply::{Attr, Entry};
+use super::{
+    OwnFiles,
+    reply::{Attr, Entry},
+};
 use handles::Handles;
 use listing::Entries;
 use mounts::Mounts;
@@ -56,7 +59,7 @@ const MAX_HELD: usize = 16 << 10;
 /// A shared directory.
 pub(super) struct Share {
     directory: OwnedFd,
-    /// `/proc/self/fd`.
+    /// The directory of the process's open files: [`OwnFiles::descriptors`].
     descriptors: OwnedFd,
     mounts: Mounts,
     read_only: bool,
@@ -80,16 +83,20 @@ pub(super) struct OpenError {
 }
 
 impl Share {
-    pub(super) fn open(directory: OwnedFd, read_only: bool) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        directory: OwnedFd,
+        read_only: bool,
+        own: OwnFiles,
+    ) -> Result<Self, OpenError> {
         let step = |step| move |source: io::Error| OpenError { step, source };
         let path_only = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let descriptors = open(c"/proc/self/fd", path_only, Mode::empty())
+        let descriptors = open(own.descriptors, path_only, Mode::empty())
             .map_err(io::Error::from)
-            .map_err(step("open /proc/self/fd, is /proc mounted?"))?;
+            .map_err(step("open the directory of its own descriptors"))?;
         let directory = openat(&directory, c".", path_only, Mode::empty())
             .map_err(io::Error::from)
             .map_err(step("open the directory"))?;
-        let mounts = Mounts::open().map_err(step("open the list of mounts"))?;
+        let mounts = Mounts::open(own.mounts).map_err(step("open the list of mounts"))?;
         let limit = raise_limit().map_err(step("raise the limit of open files"))?;
         let root = directory.try_clone();
         let nodes = root.and_then(|root| Nodes::new(root, MIN_NODES));
@@ -113,7 +120,7 @@ impl Share {
         self.nodes.most = most_nodes(ram_bytes);
     }
 
-    /// Makes `/proc/self/fd` the calling thread's own working directory, because the calls for
+    /// Makes the directory of descriptors the calling thread's own working directory, because the calls for
     /// extended attributes take a path and nothing else, and takes the thread's umask away,
     /// because the guest's is the one that counts.
     pub(super) fn enter_thread(&mut self) -> io::Result<()> {
@@ -243,7 +250,7 @@ impl AsRawFd for Share {
     }
 }
 
-/// A descriptor's number as a name in `/proc/self/fd`.
+/// A descriptor's number as a name in the directory of descriptors.
 struct Number([u8; 12]);
 
 impl Number {

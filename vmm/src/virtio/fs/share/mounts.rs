@@ -21,9 +21,9 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
-    /// Opens the list of those that the calling thread sees.
-    pub(super) fn open() -> io::Result<Self> {
-        let list = File::open("/proc/thread-self/mountinfo")?;
+    /// Opens the list at `path`.
+    pub(super) fn open(path: &str) -> io::Result<Self> {
+        let list = File::open(path)?;
         Ok(Self { list })
     }
 
@@ -51,7 +51,7 @@ fn parse(text: &str) -> HashSet<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::OwnFiles, *};
 
     #[test]
     fn the_first_number_of_a_line_is_the_mounts() {
@@ -63,7 +63,7 @@ mod tests {
     fn the_mount_of_an_open_file_is_among_them() {
         let file = File::open("/proc/self/status").unwrap();
         let mount = super::super::sys::attributes(&file).unwrap().stx_mnt_id;
-        let mut mounts = Mounts::open().unwrap();
+        let mut mounts = Mounts::open(OwnFiles::IN_PROC.mounts).unwrap();
         assert!(mounts.ids().unwrap().contains(&mount));
         assert!(mounts.ids().unwrap().contains(&mount), "and read again");
     }

@@ -74,7 +74,7 @@ pub(super) fn entries(directory: impl AsFd, buffer: &mut [u8]) -> io::Result<usi
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
-/// A path below the thread's working directory, which is `/proc/self/fd`.
+/// A path below the thread's working directory, which is the directory of its descriptors.
 #[derive(Clone, Copy)]
 pub(super) enum Path<'a> {
     /// The number of an open file: that file is meant.
