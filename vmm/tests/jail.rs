@@ -8,7 +8,10 @@ use std::{
     io::{Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, process::ExitStatusExt},
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            process::ExitStatusExt,
+        },
     },
     path::Path,
     process::{ExitCode, ExitStatus},
@@ -48,6 +51,10 @@ const TESTS: &[(&str, fn())] = &[
     (
         "a_read_only_share_is_so_in_the_kernel",
         a_read_only_share_is_so_in_the_kernel,
+    ),
+    (
+        "a_disk_that_is_only_read_cannot_be_opened_for_writing",
+        a_disk_that_is_only_read_cannot_be_opened_for_writing,
     ),
     (
         "what_is_mounted_below_a_share_later_is_seen",
@@ -98,6 +105,7 @@ const NEED_ROOT: &[&str] = &[
     "limits_and_attributes_are_set",
     "a_shared_directory_has_no_way_up",
     "a_read_only_share_is_so_in_the_kernel",
+    "a_disk_that_is_only_read_cannot_be_opened_for_writing",
     "what_is_mounted_below_a_share_later_is_seen",
     "only_the_thread_of_a_share_may_act_on_files",
     "without_namespaces_the_jail_is_not_shut",
@@ -173,6 +181,23 @@ fn jailed(config_fd: &str) -> ExitCode {
             let mut mounts: Vec<String> = text.lines().filter_map(of).collect();
             mounts.sort();
             say(format!("{mounts:?}\n"));
+        }
+        ["again"] => {
+            let disk = config.devices.iter().find_map(|device| match device {
+                DeviceConfig::Blk { disk, .. } => Some(disk),
+                _ => None,
+            });
+            let disk = File::from(descriptors.take("disk", disk.unwrap()).unwrap());
+            jail::confine(ThreadKind::Device(Kind::Fs)).unwrap();
+            let path = format!("/fd/{}", disk.as_raw_fd());
+            let again = File::options().write(true).open(path).map(drop);
+            say(format!("{:?}\n", again.map_err(|error| error.kind())));
+            let open = fs::Permissions::from_mode(0o666);
+            let open = disk.set_permissions(open);
+            say(format!("{:?}\n", open.map_err(|error| error.kind())));
+            let mut contents = String::new();
+            (&disk).read_to_string(&mut contents).unwrap();
+            say(contents);
         }
         ["up"] => {
             // As a taken over thread would try.
@@ -448,6 +473,22 @@ fn a_read_only_share_is_so_in_the_kernel() {
     assert!(shared.path().join("new").exists());
 }
 
+fn a_disk_that_is_only_read_cannot_be_opened_for_writing() {
+    let shared = tempfile::tempdir().unwrap();
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&disk, "contents").unwrap();
+    let mut config = sharing("again", shared.path(), false);
+    config.devices.push(DeviceConfig::Blk {
+        disk: Resource::Path(disk.path().into()),
+        read_only: true,
+        serial: String::new(),
+    });
+    assert_eq!(
+        run_well(config),
+        "Err(ReadOnlyFilesystem)\nErr(ReadOnlyFilesystem)\ncontents"
+    );
+}
+
 /// A mount, undone when dropped.
 struct Mounted<'a>(&'a Path);
 
@@ -499,7 +540,7 @@ fn only_the_thread_of_a_share_may_act_on_files() {
     let shared = tempfile::tempdir().unwrap();
     let secret = shared.path().join("secret");
     fs::write(&secret, "of another user").unwrap();
-    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     std::os::unix::fs::chown(&secret, Some(1234), Some(1234)).unwrap();
 
     let by_fs = run_well(sharing("owner fs", shared.path(), false));

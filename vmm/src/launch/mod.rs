@@ -28,7 +28,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
     process::ExitStatus,
@@ -40,6 +40,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, SealFlag, fcntl},
     sched::{CloneFlags, setns},
     sys::memfd::{MFdFlags, memfd_create},
+    sys::stat::{SFlag, fstat},
     sys::wait::{Id, WaitPidFlag, waitid},
     unistd::{getegid, geteuid, pipe2},
 };
@@ -49,6 +50,7 @@ mod process;
 mod sys;
 
 pub use process::Process;
+use sys::Access;
 pub use sys::Step;
 
 use crate::{
@@ -130,6 +132,9 @@ impl Launch {
             .devices
             .iter()
             .any(|device| matches!(device, DeviceConfig::Fs { .. }));
+        if shares_files {
+            self.set_apart(&config);
+        }
         let document = sealed_memfd(&config).map_err(Error::Config)?;
         let (prepared, child) = self.prepare(document).map_err(Error::Prepare)?;
         start(prepared, child, shares_files)
@@ -147,14 +152,10 @@ impl Launch {
             else {
                 continue;
             };
-            let passed = number
-                .checked_sub(FIRST_PASSED_FD)
-                .and_then(|index| usize::try_from(index).ok())
-                .and_then(|index| self.passed.get_mut(index))
-                .ok_or_else(|| Error::NotPassed {
-                    tag: tag.clone(),
-                    number: *number,
-                })?;
+            let passed = self.passed(*number).ok_or_else(|| Error::NotPassed {
+                tag: tag.clone(),
+                number: *number,
+            })?;
             *passed =
                 sys::detached_tree(passed.as_fd(), *read_only).map_err(|source| Error::Share {
                     tag: tag.clone(),
@@ -162,6 +163,35 @@ impl Launch {
                 })?;
         }
         Ok(())
+    }
+
+    /// Sets apart what stays open for the VMM's life and that is not its pod's alone: who shares
+    /// files can open descriptors again, and is privileged on the files behind them.
+    fn set_apart(&mut self, config: &VmConfig) {
+        let kvm = config.kvm.iter().map(|kvm| (kvm, Access::ReadWrite));
+        let devices = config.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Blk {
+                disk,
+                read_only: true,
+                ..
+            } => Some((disk, Access::Read)),
+            DeviceConfig::Rng { source } => Some((source, Access::Read)),
+            _ => None,
+        });
+        for (resource, access) in kvm.chain(devices) {
+            if let Resource::Fd(number) = resource
+                && let Some(passed) = self.passed(*number)
+                && let Some(apart) = apart(passed.as_fd(), access)
+            {
+                *passed = apart;
+            }
+        }
+    }
+
+    /// What the VMM finds at `number`.
+    fn passed(&mut self, number: RawFd) -> Option<&mut OwnedFd> {
+        let index = usize::try_from(number.checked_sub(FIRST_PASSED_FD)?).ok()?;
+        self.passed.get_mut(index)
     }
 
     /// Moves everything that the child touches above the numbers that it will fill.
@@ -200,6 +230,19 @@ impl Launch {
         };
         Ok((ours, ChildEnds(plan)))
     }
+}
+
+/// The same disk for a VMM that may only read it, as [`sys::opened_apart`] has it.
+pub(crate) fn disk_apart(disk: BorrowedFd<'_>) -> Option<OwnedFd> {
+    apart(disk, Access::Read)
+}
+
+/// `None` where the launcher may not mount, or for what is no file or device in a file system: it
+/// is then passed on as it is.
+fn apart(file: BorrowedFd<'_>, access: Access) -> Option<OwnedFd> {
+    let kind = SFlag::from_bits_truncate(fstat(file).ok()?.st_mode) & SFlag::S_IFMT;
+    let is_named = matches!(kind, SFlag::S_IFREG | SFlag::S_IFBLK | SFlag::S_IFCHR);
+    is_named.then(|| sys::opened_apart(file, access).ok())?
 }
 
 /// What `bulkhead-vmm --config FILE` does: starts this very program again, jailed, and waits for

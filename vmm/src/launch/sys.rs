@@ -10,6 +10,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_long},
+    fs::File,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
@@ -408,6 +409,9 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
+/// What a mount of the VMM's own never lets through.
+const HARMLESS: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
 /// A copy of the tree of mounts at `directory` that is attached nowhere: there is no way up from
 /// its top. What is mounted below the original later comes in (if the original's mount is
 /// shared), and nothing goes out.
@@ -415,25 +419,9 @@ struct MountAttributes {
 /// # Errors
 /// When the launcher may not mount, or `directory` is no directory.
 pub(super) fn detached_tree(directory: BorrowedFd<'_>, read_only: bool) -> io::Result<OwnedFd> {
-    let flags = libc::OPEN_TREE_CLONE
-        | libc::OPEN_TREE_CLOEXEC
-        | (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH) as u32;
-    // SAFETY: the path is a C string that is not kept.
-    let tree = unsafe {
-        libc::syscall(
-            libc::SYS_open_tree,
-            directory.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-        )
-    };
-    if tree < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: open_tree returned a new descriptor that nobody else has.
-    let tree = unsafe { OwnedFd::from_raw_fd(tree as RawFd) };
+    let tree = clone_mounts(directory, libc::AT_RECURSIVE as u32)?;
     let mut attributes = MountAttributes {
-        set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
+        set: HARMLESS,
         clear: 0,
         propagation: libc::MS_SLAVE,
         user_namespace: 0,
@@ -441,20 +429,69 @@ pub(super) fn detached_tree(directory: BorrowedFd<'_>, read_only: bool) -> io::R
     if read_only {
         attributes.set |= libc::MOUNT_ATTR_RDONLY;
     }
+    change_mounts(&tree, &attributes, libc::AT_RECURSIVE)?;
+    Ok(tree)
+}
+
+/// The same file, opened again by a read-only mount that nothing else is on. Whoever has the
+/// descriptor can neither open the file for writing by it, nor a device at all, nor change the
+/// file's mode or owner.
+///
+/// # Errors
+/// When the launcher may not mount, or the file is in no tree of mounts.
+pub(super) fn opened_apart(file: BorrowedFd<'_>, access: Access) -> io::Result<OwnedFd> {
+    let mount = clone_mounts(file, 0)?;
+    let apart = File::options()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .open(format!("/proc/self/fd/{}", mount.as_raw_fd()))?;
+    // Only now: a device cannot be opened by such a mount.
+    let attributes = MountAttributes {
+        set: HARMLESS | libc::MOUNT_ATTR_RDONLY,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        user_namespace: 0,
+    };
+    change_mounts(&mount, &attributes, 0)?;
+    Ok(apart.into())
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// For reading.
+    Read,
+    /// For reading and writing; only a device is, on a mount that becomes read-only.
+    ReadWrite,
+}
+
+fn clone_mounts(at: BorrowedFd<'_>, flags: u32) -> io::Result<OwnedFd> {
+    let flags =
+        flags | libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
+    // SAFETY: the path is a C string that is not kept.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open_tree returned a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(tree as RawFd) })
+}
+
+fn change_mounts(tree: &OwnedFd, attributes: &MountAttributes, flags: c_int) -> io::Result<()> {
     // SAFETY: the structure is of the size that is passed and is only read.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            ptr::from_ref(&attributes),
+            libc::AT_EMPTY_PATH | flags,
+            ptr::from_ref(attributes),
             size_of::<MountAttributes>(),
         )
     };
     if done < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(tree)
+        Ok(())
     }
 }
