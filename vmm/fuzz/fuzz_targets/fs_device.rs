@@ -16,5 +16,6 @@ fuzz_target!(|steps: Vec<Step>| {
         tag: "fuzz".to_owned(),
         read_only: false,
     };
-    drive(Fs::prepare(directory, settings, OwnFiles::IN_PROC).expect("a device"), &steps);
+    let device = Fs::prepare(directory, settings, OwnFiles::IN_PROC);
+    drive(device.expect("a device"), &steps);
 });
