@@ -3,12 +3,15 @@
 
 use std::{
     io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
+    sys::stat::Mode,
 };
 
 use protocol::{
@@ -19,7 +22,8 @@ use protocol::{
 use super::Error;
 use crate::{
     bundle::{self, Bundle, Disk},
-    sandbox::{self, Place},
+    sandbox::{self, GUARDS, Place},
+    sys::{self, Attributes},
 };
 
 /// The longest data of a mount that the kernel takes, less the null byte.
@@ -168,41 +172,67 @@ impl Mount {
         }
     }
 
+    /// Mounts it at its place below `root`, whatever symbolic links are on the way there: they are
+    /// the container's.
     fn put(&self, root: &Path) -> io::Result<()> {
+        let root = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let target = match self.target.trim_start_matches('/') {
-            "" => root.to_owned(),
-            below => root.join(below),
+            "" => root,
+            below => {
+                let how = OpenHow::new()
+                    .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+                    .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+                openat2(&root, below, how)?
+            }
         };
         let (flags, data) = parse(&self.options)?;
+        if self.kind == "bind" || flags.contains(MsFlags::MS_BIND) {
+            return self.bind(&target, flags);
+        }
         match data.len() > DATA_MAX {
             true => self.put_from_below(target, flags, &data),
             false => self.mount(&target, flags, &data),
         }
     }
 
-    fn mount(&self, target: &Path, flags: MsFlags, data: &str) -> io::Result<()> {
-        let kind = Some(self.kind.as_str()).filter(|kind| *kind != "bind");
-        let flags = match self.kind.as_str() {
-            "bind" if !flags.contains(MsFlags::MS_BIND) => flags | MsFlags::MS_BIND,
-            _ => flags,
-        };
-        let changes = MsFlags::MS_RDONLY
-            | MsFlags::MS_NOSUID
-            | MsFlags::MS_NODEV
-            | MsFlags::MS_NOEXEC
-            | MsFlags::MS_NOATIME;
-        mount(Some(self.source.as_str()), target, kind, flags, Some(data))?;
-        if flags.contains(MsFlags::MS_BIND) && flags.intersects(changes) {
-            // A bind mount takes them only afterwards.
-            let again = (flags & changes) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-            mount(None::<&str>, target, None::<&str>, again, None::<&str>)?;
-        }
+    /// Mounts a new file system.
+    fn mount(&self, target: &OwnedFd, flags: MsFlags, data: &str) -> io::Result<()> {
+        let guards = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let (source, kind) = (Some(self.source.as_str()), Some(self.kind.as_str()));
+        let target = format!("/proc/self/fd/{}", target.as_raw_fd());
+        mount(source, &*target, kind, flags | guards, Some(data))?;
         Ok(())
+    }
+
+    /// Mounts a directory of the host.
+    fn bind(&self, target: &OwnedFd, flags: MsFlags) -> io::Result<()> {
+        let recursive = flags.contains(MsFlags::MS_REC);
+        let source = open(
+            &*self.source,
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let tree = sys::open_tree(source.as_fd(), recursive)?;
+        let guards = Attributes {
+            set: GUARDS,
+            ..Attributes::default()
+        };
+        sys::set_attributes(tree.as_fd(), true, guards)?;
+        let mut own = Attributes::default();
+        if flags.contains(MsFlags::MS_RDONLY) {
+            own.set |= libc::MOUNT_ATTR_RDONLY;
+        }
+        if flags.contains(MsFlags::MS_NOATIME) {
+            own.set |= libc::MOUNT_ATTR_NOATIME;
+            own.clear |= libc::MOUNT_ATTR__ATIME;
+        }
+        sys::set_attributes(tree.as_fd(), false, own)?;
+        sys::move_mount(tree.as_fd(), target.as_fd())
     }
 
     /// An overlay of very many layers, whose names are too long together: mounted from the
     /// directory that they have in common.
-    fn put_from_below(&self, target: PathBuf, flags: MsFlags, data: &str) -> io::Result<()> {
+    fn put_from_below(&self, target: OwnedFd, flags: MsFlags, data: &str) -> io::Result<()> {
         let too_long = || io::Error::new(io::ErrorKind::ArgumentListTooLong, "too many layers");
         let (common, shorter) = shortened(data).ok_or_else(too_long)?;
         if shorter.len() > DATA_MAX {
@@ -286,6 +316,8 @@ fn shortened(data: &str) -> Option<(PathBuf, String)> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::statvfs::{FsFlags, statvfs};
+
     use super::*;
 
     #[test]
@@ -320,6 +352,40 @@ mod tests {
             target: String::new(),
             options: options.iter().map(|&option| option.to_owned()).collect(),
         }])
+    }
+
+    #[test]
+    fn a_mount_is_guarded_and_stays_below_the_root_whatever_links_are_there() {
+        sys::apart(|| {
+            let directory = tempfile::tempdir().expect("a directory");
+            let [root, files, outside] = ["root", "files", "outside"].map(|name| {
+                let path = directory.path().join(name);
+                std::fs::create_dir(&path).expect("made");
+                path
+            });
+            std::fs::create_dir(files.join("outside")).expect("made");
+            std::os::unix::fs::symlink(&outside, files.join("link")).expect("a link");
+            let put = |kind: &str, source: &Path, target: &str, options: &[&str]| {
+                let mount = Mount {
+                    kind: kind.to_owned(),
+                    source: source.display().to_string(),
+                    target: target.to_owned(),
+                    options: options.iter().map(|&option| option.to_owned()).collect(),
+                };
+                mount.put(&root)
+            };
+            put("bind", &files, "", &["rbind", "ro"]).expect("the root");
+            let flags = |path: &Path| statvfs(path).expect("there").flags();
+            let guards = FsFlags::ST_NODEV | FsFlags::ST_NOSUID | FsFlags::ST_NOEXEC;
+            assert!(flags(&root).contains(guards | FsFlags::ST_RDONLY));
+            // The link leads to a place outside, of which there is one inside, too, by another name.
+            put("tmpfs", Path::new("none"), "/link", &[]).expect_err("nothing there");
+            put("tmpfs", Path::new("none"), "../outside", &["size=4k"]).expect("mounted");
+            assert!(flags(&root.join("outside")).contains(guards));
+            assert!(!flags(&root.join("outside")).contains(FsFlags::ST_RDONLY));
+            std::fs::write(outside.join("new"), "").expect("the host's own is not covered");
+            assert!(!root.join("outside/new").exists());
+        });
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Media, Size, cmdline};
 pub use pulse::Pace;
 pub(crate) use pulse::Signs;
 pub use resources::{Error as ResourceError, Files, Resources, open_directory, open_kvm};
-pub use shared::{Error as SharedError, Given, Place, ReadOnly, SharedTree};
+pub use shared::{Error as SharedError, GUARDS, Given, Place, ReadOnly, SharedTree};
 pub use state::{Error as StateError, Made, Owner, StateDir};
 pub use trace::{Record, Span, Trace};
 pub use vmm::Death;

@@ -70,6 +70,10 @@ pub struct Place {
     mounted: Vec<PathBuf>,
 }
 
+/// What holds for all that a container brings, at the host: no device file of it can be opened,
+/// and nothing of it runs. The guest does not see it.
+pub const GUARDS: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+
 /// How a mount is given to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Given {
@@ -249,6 +253,7 @@ impl Place {
             let tree = sys::open_tree(source.as_fd(), given.recursive)?;
             // What the host mounts below later comes in, nothing goes out.
             let slave = Attributes {
+                set: GUARDS,
                 propagation: libc::MS_SLAVE,
                 ..Attributes::default()
             };
@@ -319,5 +324,57 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         doing,
         path,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        mount::{MsFlags, mount},
+        sys::{
+            stat::{Mode, SFlag, makedev, mknod},
+            statvfs::{FsFlags, statvfs},
+        },
+    };
+
+    use super::*;
+    use crate::id::{ContainerId, Namespace};
+
+    #[test]
+    fn no_device_file_of_what_a_container_brings_can_be_opened_at_the_host() {
+        sys::apart(|| {
+            let directory = tempfile::tempdir().expect("a directory");
+            let namespace = Namespace::parse("default").expect("a name");
+            let id = ContainerId::parse("c").expect("an id");
+            let state = StateDir::create(directory.path(), &namespace, &id).expect("made");
+            let tree = SharedTree::make(&state).expect("a tree");
+            let mut place = tree.place().expect("a place");
+
+            // A file system with another one in it, each with a device file.
+            let source = directory.path().join("source");
+            for place in [source.clone(), source.join("below")] {
+                fs::create_dir(&place).expect("made");
+                let (nothing, flags) = (None::<&str>, MsFlags::empty());
+                mount(Some("none"), &place, Some("tmpfs"), flags, nothing).expect("mounted");
+                let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+                mknod(&place.join("null"), SFlag::S_IFCHR, mode, makedev(1, 3)).expect("made");
+                File::open(place.join("null")).expect("a device");
+            }
+            let source = OwnedFd::from(File::open(&source).expect("open"));
+            let given = Given {
+                recursive: true,
+                read_only: ReadOnly::No,
+            };
+            place.root(&source, given).expect("the root");
+            place.volume(&source, 3, given).expect("a volume");
+            for name in ["rootfs", "rootfs/below", "mounts/3", "mounts/3/below"] {
+                let path = place.host(name);
+                let guards = FsFlags::ST_NODEV | FsFlags::ST_NOSUID | FsFlags::ST_NOEXEC;
+                let flags = statvfs(&path).expect("there").flags();
+                assert!(flags.contains(guards), "{name}: {flags:?}");
+                assert!(!flags.contains(FsFlags::ST_RDONLY), "{name}: {flags:?}");
+                assert!(File::open(path.join("null")).is_err(), "{name}");
+            }
+        });
     }
 }

@@ -82,3 +82,22 @@ pub(crate) fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::R
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Does `work` in a mount namespace of its own, of which the host sees nothing.
+#[cfg(test)]
+pub(crate) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    std::thread::scope(|scope| {
+        let done = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+            let nothing = None::<&str>;
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(nothing, "/", nothing, private, nothing).expect("private mounts");
+            work()
+        });
+        done.join().expect("done")
+    })
+}
