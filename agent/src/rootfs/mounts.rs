@@ -59,7 +59,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) linux: &'a Linux,
     /// The container's cgroup.
     pub(super) cgroup: &'a Path,
-    /// Attributes that everything bound from the guest gets besides its own.
+    /// Attributes that everything gets besides its own whose files are not the kernel's own doing.
     pub(super) held: u64,
 }
 
@@ -79,6 +79,12 @@ fn unsupported(option: &str, mount: &spec::Mount) -> Error {
 /// Whether a mount takes a directory or file of the guest.
 pub(super) fn is_bind(mount: &spec::Mount, options: &Options) -> bool {
     options.bind || mount.kind.as_deref().is_none_or(|kind| kind == "bind")
+}
+
+/// Whether a file system of this type comes with files, device files among them perhaps, that
+/// somebody made before: a disk, or layers of directories.
+fn has_files(kind: &str) -> bool {
+    !matches!(kind, "tmpfs" | "devtmpfs" | "devpts")
 }
 
 /// Mounts one of the configuration's `mounts`, of which the agent may have `given` the tree.
@@ -104,7 +110,12 @@ pub(super) fn mount(
             None => new_tree(at, mount, &options),
         };
         tree.and_then(|tree| {
-            let held = if is_bind { at.held } else { 0 };
+            let kind = mount.kind.as_deref().unwrap_or_default();
+            let held = if is_bind || has_files(kind) {
+                at.held
+            } else {
+                0
+            };
             hold(tree.as_fd(), held)
                 .and_then(|()| set_attributes(tree.as_fd(), &options))
                 .and_then(|()| attach(at.root, tree.as_fd(), &mount.destination))

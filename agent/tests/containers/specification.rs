@@ -16,6 +16,7 @@ stories! {
     recursive_options_reach_what_is_mounted_below,
     the_ids_of_a_bind_are_mapped,
     layers_can_be_mounted_as_a_volume,
+    a_device_file_of_layers_is_of_no_use,
     an_option_that_nothing_has_is_refused,
     clocks_run_with_their_offsets,
     hooks_run_in_their_places_with_the_state,
@@ -159,6 +160,32 @@ async fn layers_can_be_mounted_as_a_volume(guest: &Guest) {
         "destination": "/v", "type": "overlay", "source": "overlay", "options": [lower, "ro"]
     }));
     assert_eq!(output(guest, &spec).await, "topall bottom middle top ");
+}
+
+async fn a_device_file_of_layers_is_of_no_use(guest: &Guest) {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let layer = |name| directory.path().join(name);
+    for name in ["top", "bottom"] {
+        std::fs::create_dir(layer(name)).unwrap();
+    }
+    let mut mknod = std::process::Command::new("mknod");
+    mknod
+        .arg(layer("bottom").join("null"))
+        .args(["c", "1", "3"]);
+    assert!(mknod.status().unwrap().success());
+    let lower = format!(
+        "lowerdir={}:{}",
+        layer("top").display(),
+        layer("bottom").display()
+    );
+    let mut spec = sh("cat /v/null 2>&1; cat /dev/null && echo own");
+    spec["mounts"].as_array_mut().unwrap().push(json!({
+        "destination": "/v", "type": "overlay", "source": "overlay", "options": [lower]
+    }));
+    assert_eq!(
+        output(guest, &spec).await,
+        "cat: can't open '/v/null': Permission denied\nown\n"
+    );
 }
 
 async fn an_option_that_nothing_has_is_refused(guest: &Guest) {
