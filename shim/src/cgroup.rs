@@ -175,7 +175,15 @@ impl HostCgroup {
 
     fn write(&self, cgroup: &Path, file: &str, value: &str) {
         if let Err(error) = fs::write(cgroup.join(file), value) {
-            tracing::debug!(cgroup = %cgroup.display(), file, value, %error, "a limit holds in the guest alone");
+            let cgroup = cgroup.display();
+            match file.starts_with("cpuset.") {
+                true => {
+                    tracing::warn!(%cgroup, file, value, %error, "the machine is not confined to these");
+                }
+                false => {
+                    tracing::debug!(%cgroup, file, value, %error, "a limit holds in the guest alone");
+                }
+            }
         }
     }
 

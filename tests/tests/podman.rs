@@ -131,6 +131,7 @@ fn runs_with_settings(podman: &Podman) -> Result<String> {
     ]);
     flags.extend(["--memory", "96m", "--memory-swap", "96m", "--cpus", "0.5"]);
     flags.extend(["--cpu-shares", "512", "--pids-limit", "77"]);
+    flags.extend(["--cpuset-cpus", "0", "--cpuset-mems", "0"]);
     flags.extend(["--cap-drop", "all", "--cap-add", "net_raw"]);
     flags.extend(["--security-opt", "no-new-privileges"]);
     flags.extend(["--sysctl", "net.ipv4.ip_default_ttl=42"]);

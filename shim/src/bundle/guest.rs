@@ -83,6 +83,9 @@ fn rewrite(config: &mut Value, places: &Places, terminal_size: Option<(u16, u16)
         if let Some(namespaces) = linux.get_mut("namespaces").and_then(Value::as_array_mut) {
             namespaces.retain(|namespace| namespace["type"] != "network");
         }
+        if let Some(resources) = linux.get_mut("resources") {
+            resources_for_guest(resources);
+        }
     }
 }
 
@@ -98,6 +101,15 @@ fn give(config: &mut Value, given: &[BlockDevice]) {
         given.iter().any(|given| same(given) == number)
     };
     devices.retain(|device| device["type"] != "b" || is_given(device));
+}
+
+/// Limits as the guest's agent gets them, in a configuration or anew: the processors and nodes of
+/// memory are the host's, and what is confined to them there is the machine.
+pub(crate) fn resources_for_guest(resources: &mut Value) {
+    if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.remove("cpus");
+        cpu.remove("mems");
+    }
 }
 
 /// A process as the guest's agent gets it.
@@ -188,6 +200,18 @@ mod tests {
                 "process": {"cwd": "/"},
                 "linux": {}
             })
+        );
+    }
+
+    #[test]
+    fn processors_of_the_host_are_none_of_the_guest() {
+        let config = rewritten(json!({
+            "root": {},
+            "linux": {"resources": {"cpu": {"cpus": "2-3", "mems": "1", "shares": 5}, "pids": {}}}
+        }));
+        assert_eq!(
+            config["linux"]["resources"],
+            json!({"cpu": {"shares": 5}, "pids": {}})
         );
     }
 

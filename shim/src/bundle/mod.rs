@@ -23,8 +23,8 @@ mod size;
 mod volume;
 
 pub use disk::{BlockDevice, Disk, is_of_disk};
-pub(crate) use guest::process_for_guest;
 pub use guest::{GuestSpec, Places};
+pub(crate) use guest::{process_for_guest, resources_for_guest};
 pub use role::Role;
 pub use size::{Error as SizeError, Request as SizeRequest, fits, limit_fits, size};
 pub use volume::{Source, Volume};

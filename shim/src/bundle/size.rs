@@ -3,7 +3,9 @@
 //! ```text
 //!             --memory, --cpus    limits                        neither
 //!   memory    as said             limit + 64 MiB for the guest  256 MiB
-//!   CPUs      as said             quota / period, rounded up    1
+//!   CPUs      as said             quota / period, rounded up;   1
+//!                                 as many as cpu.cpus names, if
+//!                                 they are fewer
 //! ```
 //!
 //! The limits are config.json's, or those of the whole pod in the annotations of a container that
@@ -14,7 +16,9 @@
 //! A limit in config.json is also enforced in the guest, by the container's
 //! cgroup there.
 
-use oci_spec::runtime::Spec;
+use std::collections::BTreeSet;
+
+use oci_spec::runtime::{LinuxCpu, Spec};
 use serde_json::Value;
 
 use super::Role;
@@ -41,6 +45,9 @@ const PERIOD: u64 = 100_000;
 
 /// The shares of one CPU.
 const CPU_SHARES: u64 = 1024;
+
+/// Linux has no more processors.
+const MAX_HOST_CPUS: usize = 8192;
 
 /// What the guest's kernel and agent need besides the container.
 const GUEST_MEMORY_MIB: u64 = 64;
@@ -96,6 +103,14 @@ pub enum Error {
     Limit {
         /// The limit.
         limit: i64,
+    },
+    /// A list of the host's processors that is none.
+    #[error(
+        "linux.resources.cpu.cpus in config.json is {list:?}; give processors of the host such as 0-3,7"
+    )]
+    Processors {
+        /// The list.
+        list: String,
     },
     /// A member of a pod that may use more than all of the pod has.
     #[error(
@@ -202,15 +217,55 @@ fn limit_mib(spec: &Spec) -> Result<Option<u64>, Error> {
 
 /// The CPUs that are allowed or promised.
 fn cpus(spec: &Spec) -> Result<Option<u64>, Error> {
-    if let Some(cpus) = quota_cpus(spec) {
-        return Ok(Some(cpus));
-    }
+    let named = named_cpus(spec)?;
+    let allowed = match quota_cpus(spec) {
+        Some(cpus) => Some(cpus),
+        None => pod_cpus(spec)?,
+    };
+    Ok(match (allowed, named) {
+        (Some(allowed), Some(named)) => Some(allowed.min(named)),
+        (allowed, named) => allowed.or(named),
+    })
+}
+
+/// The CPUs of all containers of a pod.
+fn pod_cpus(spec: &Spec) -> Result<Option<u64>, Error> {
     let [quota, period, shares] = POD_CPU.map(|key| annotation(spec, key));
     Ok(match (quota?, shares?) {
         (Some(quota), _) => Some(quota.div_ceil(period?.unwrap_or(PERIOD))),
         (None, Some(shares)) => Some(shares.div_ceil(CPU_SHARES)),
         (None, None) => None,
     })
+}
+
+/// How many of the host's processors config.json names.
+fn named_cpus(spec: &Spec) -> Result<Option<u64>, Error> {
+    let list = cpu(spec).and_then(|cpu| cpu.cpus().as_deref());
+    let Some(list) = list.filter(|list| !list.trim().is_empty()) else {
+        return Ok(None);
+    };
+    let named = processors(list).ok_or_else(|| Error::Processors {
+        list: list.chars().take(40).collect(),
+    })?;
+    Ok(Some(named.len() as u64))
+}
+
+/// The processors in a list such as `0-3,7`.
+fn processors(list: &str) -> Option<BTreeSet<usize>> {
+    let mut all = BTreeSet::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| {
+            let number: usize = text.trim().parse().ok()?;
+            (number < MAX_HOST_CPUS).then_some(number)
+        };
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        all.extend(first..=last);
+    }
+    Some(all)
 }
 
 /// The number in an annotation; 0, or one below, is what clients write for none.
@@ -226,9 +281,13 @@ fn annotation(spec: &Spec, key: &'static str) -> Result<Option<u64>, Error> {
     Ok(u64::try_from(number).ok().filter(|number| *number > 0))
 }
 
-fn quota_cpus(spec: &Spec) -> Option<u64> {
+fn cpu(spec: &Spec) -> Option<&LinuxCpu> {
     let resources = spec.linux().as_ref()?.resources().as_ref()?;
-    let cpu = resources.cpu().as_ref()?;
+    resources.cpu().as_ref()
+}
+
+fn quota_cpus(spec: &Spec) -> Option<u64> {
+    let cpu = cpu(spec)?;
     let quota = u64::try_from(cpu.quota()?)
         .ok()
         .filter(|quota| *quota > 0)?;
@@ -340,6 +399,22 @@ mod tests {
             memory_mib: 513 + 64,
         };
         assert_eq!(of(limits, Request::default()), Ok(expected));
+    }
+
+    #[test]
+    fn a_machine_has_as_many_processors_as_it_may_use_of_the_hosts() {
+        let cpus = |cpu| of(json!({ "cpu": cpu }), Request::default()).map(|size| size.cpus);
+        assert_eq!(cpus(json!({"cpus": "2"})), Ok(1));
+        assert_eq!(cpus(json!({"cpus": "0-2, 7,1-3"})), Ok(5));
+        assert_eq!(cpus(json!({"cpus": "0-8191"})), Ok(MAX_CPUS));
+        assert_eq!(cpus(json!({"cpus": ""})), Ok(1));
+        assert_eq!(cpus(json!({"cpus": "0-3", "quota": 200_000})), Ok(2));
+        assert_eq!(cpus(json!({"cpus": "5", "quota": 200_000})), Ok(1));
+        for list in ["a", "3-1", "1-", ",", "0-8192", "-1", "1:2"] {
+            let refused = cpus(json!({"cpus": list}));
+            let list = list.to_owned();
+            assert_eq!(refused, Err(Error::Processors { list }));
+        }
     }
 
     #[test]

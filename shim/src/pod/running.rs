@@ -77,9 +77,11 @@ impl Pod {
     pub async fn update(&self, container: &ContainerId, resources: &Value) -> Result<(), Error> {
         self.alive(container)?;
         bundle::limit_fits(resources, self.sandbox.size().memory_mib)?;
+        let mut of_guest = resources.clone();
+        bundle::resources_for_guest(&mut of_guest);
         let request = UpdateContainerRequest {
             container_id: container.to_string(),
-            resources: resources.to_string().into_bytes(),
+            resources: of_guest.to_string().into_bytes(),
             ..Default::default()
         };
         let updated = self.sandbox.call("updating the container", async |agent| {
