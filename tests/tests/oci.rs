@@ -67,9 +67,10 @@ fn a_container_goes_through_every_verb() -> Result<()> {
     assert_eq!(web.status()?, "paused");
     web.ok(&["resume", "web"])?;
     assert_eq!(web.status()?, "running");
-    web.ok(&["update", "--pids-limit", "77", "web"])?;
+    web.ok(&["update", "--pids-limit", "77", "--memory", "100M", "web"])?;
     let stats: Value = serde_json::from_str(&web.ok(&["events", "--stats", "web"])?)?;
     assert_eq!(stats["data"]["pids"]["limit"], 77);
+    assert_eq!(stats["data"]["memory"]["usage"]["limit"], 100 << 20);
     assert!(stats["data"]["cpu"]["usage"]["total"].as_u64() > Some(0));
 
     let (shim, relay) = (pss_kib(web.owner()?)?, pss_kib(web.pid)?);

@@ -511,6 +511,12 @@ pub(crate) struct UpdateArgs {
     /// CPU time in a period, in microseconds
     #[arg(long, value_name = "US", allow_hyphen_values = true)]
     pub(crate) cpu_quota: Option<i64>,
+    /// CPU time saved up for later periods, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) cpu_burst: Option<u64>,
+    /// Whether it has CPU time only when nothing else wants it: 1, or 0
+    #[arg(long, value_name = "0|1")]
+    pub(crate) cpu_idle: Option<i64>,
     /// CPU time beside others
     #[arg(long, value_name = "SHARES")]
     pub(crate) cpu_share: Option<u64>,
@@ -526,15 +532,27 @@ pub(crate) struct UpdateArgs {
     /// Memory nodes
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_mems: Option<String>,
-    /// Memory, in bytes
+    /// Memory of the kernel, which no kernel tells apart any more
+    #[arg(long, value_name = "BYTES", hide = true, allow_hyphen_values = true)]
+    pub(crate) kernel_memory: Option<Limit>,
+    /// The same of its TCP
+    #[arg(long, value_name = "BYTES", hide = true, allow_hyphen_values = true)]
+    pub(crate) kernel_memory_tcp: Option<Limit>,
+    /// Share of the CPU's caches
+    #[arg(long, value_name = "SCHEMA", hide = true)]
+    pub(crate) l3_cache_schema: Option<String>,
+    /// Share of the bandwidth to memory
+    #[arg(long, value_name = "SCHEMA", hide = true)]
+    pub(crate) mem_bw_schema: Option<String>,
+    /// Memory, in bytes or with a unit of k, m or g; -1 is no limit
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory: Option<i64>,
-    /// Memory that is kept for it, in bytes
+    pub(crate) memory: Option<Limit>,
+    /// Memory that is kept for it, in the same way
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_reservation: Option<i64>,
-    /// Memory and swap, in bytes; -1 is no limit
+    pub(crate) memory_reservation: Option<Limit>,
+    /// Memory and swap, in the same way
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_swap: Option<i64>,
+    pub(crate) memory_swap: Option<Limit>,
     /// Processes and threads
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) pids_limit: Option<i64>,
@@ -693,18 +711,40 @@ impl FromStr for Memory {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str = "a number of MiB, or one with a unit of b, k, m or g";
-        let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
-        let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
-            "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "" | "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            _ => return Err(FORM),
-        };
-        let number: u64 = digits.parse().map_err(|_| FORM)?;
-        let bytes = number.checked_mul(1 << shift);
-        bytes.map(Self).ok_or("more than there can be")
+        bytes(text, "m").ok_or(FORM).map(Self)
     }
+}
+
+/// A limit of memory: bytes, or with a unit; -1 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) i64);
+
+impl FromStr for Limit {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "a number of bytes, one with a unit of b, k, m or g, or -1 for no limit";
+        let limit = match text {
+            "-1" => Some(-1),
+            _ => bytes(text, "b").and_then(|bytes| i64::try_from(bytes).ok()),
+        };
+        limit.ok_or(FORM).map(Self)
+    }
+}
+
+/// The bytes of a number with a unit, which is `unit` if there is none.
+fn bytes(text: &str, unit: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let own = text[digits.len()..].to_ascii_lowercase();
+    let shift = match if own.is_empty() { unit } else { own.as_str() } {
+        "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return None,
+    };
+    let number: u64 = digits.parse().ok()?;
+    number.checked_mul(1 << shift)
 }
 
 /// Thousandths of a CPU.
@@ -777,6 +817,17 @@ mod tests {
         assert_eq!(memory("4096b"), Some(4096));
         for text in ["", "m", "1t", "-1", "1.5g", "99999999999999g"] {
             assert_eq!(memory(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_are_bytes_or_have_units() {
+        let limit = |text: &str| text.parse::<Limit>().ok().map(|limit| limit.0);
+        assert_eq!(limit("4096"), Some(4096));
+        assert_eq!(limit("512M"), Some(512 << 20));
+        assert_eq!(limit("-1"), Some(-1));
+        for text in ["", "-2", "1t", "m", "9999999999g"] {
+            assert_eq!(limit(text), None, "{text}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::{Map, Value, json};
 use shim::{id::ContainerId, oci::Request};
 
@@ -14,6 +14,14 @@ use super::{
 /// Changes them.
 pub(crate) fn update(global: &Global, args: &UpdateArgs) -> anyhow::Result<u8> {
     let id = ContainerId::parse(&args.id)?;
+    for (flag, value) in [
+        ("--l3-cache-schema", &args.l3_cache_schema),
+        ("--mem-bw-schema", &args.mem_bw_schema),
+    ] {
+        if value.as_deref().is_some_and(|value| !value.is_empty()) {
+            bail!("{flag} is not supported: a guest has no share of caches to give; leave it out");
+        }
+    }
     let resources = match &args.resources {
         Some(path) => read(path)?,
         None => from_flags(args),
@@ -56,14 +64,16 @@ fn drop_zeroes(value: &mut Value) {
 fn from_flags(args: &UpdateArgs) -> Value {
     let mut resources = json!({
         "memory": {
-            "limit": args.memory,
-            "reservation": args.memory_reservation,
-            "swap": args.memory_swap,
+            "limit": args.memory.map(|limit| limit.0),
+            "reservation": args.memory_reservation.map(|limit| limit.0),
+            "swap": args.memory_swap.map(|limit| limit.0),
         },
         "cpu": {
             "shares": args.cpu_share,
             "quota": args.cpu_quota,
             "period": args.cpu_period,
+            "burst": args.cpu_burst,
+            "idle": args.cpu_idle,
             "realtimeRuntime": args.cpu_rt_runtime,
             "realtimePeriod": args.cpu_rt_period,
             "cpus": args.cpuset_cpus,
