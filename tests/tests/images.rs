@@ -18,6 +18,7 @@ use nix::{
 use rootfs_builder::digest::Digest;
 use serde_json::{Value, json};
 use system_tests::{
+    client::{terminal::Terminal, until},
     guest::{Guest, Plan},
     image::{Host, Layout, Packing},
     scratch,
@@ -176,6 +177,24 @@ fn an_image_runs_with_all_that_its_layers_and_the_flags_say() -> Result<()> {
     assert_eq!(output.status.code(), Some(125));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("\"nobody\""), "{said}");
+    has_a_terminal(&host, &image)
+}
+
+/// Its shell is typed into, sees how large the terminal is, and how large it becomes.
+fn has_a_terminal(host: &Host, image: &str) -> Result<()> {
+    let shell = host.run_command(&["-it", "--rm", "-u", "0", image, "/bin/sh"])?;
+    let mut terminal = Terminal::start(shell, 30, 90)?;
+    terminal.type_in("stty size; echo $((6 * 7))\r")?;
+    terminal.shows("30 90")?;
+    terminal.shows("42")?;
+    terminal.resize(25, 70)?;
+    until("the terminal's new size", || {
+        terminal.type_in("stty size\r")?;
+        terminal.shows_soon("25 70")
+    })?;
+    terminal.type_in("exit 7\r")?;
+    let (status, shown) = terminal.end()?;
+    ensure!(status == 7, "ended with {status}: {shown:?}");
     Ok(())
 }
 
