@@ -206,12 +206,11 @@ mod tests {
 
     #[test]
     fn the_rest_runs_after_a_failure_which_fails_all() {
-        let done = run_each("60", &["/bin/false", "/bin/true"]).output().unwrap();
+        let done = run_each("60", &["/bin/false", "/bin/true"])
+            .output()
+            .unwrap();
         let stdout = String::from_utf8(done.stdout).unwrap();
-        assert_eq!(
-            stdout,
-            "     Running /bin/false\n     Running /bin/true\n"
-        );
+        assert_eq!(stdout, "     Running /bin/false\n     Running /bin/true\n");
         let stderr = String::from_utf8(done.stderr).unwrap();
         assert_eq!(stderr, "error: failed: false\n");
         assert!(!done.status.success());
