@@ -230,10 +230,10 @@ impl StateDir {
         })
     }
 
-    /// Removes what a killed owner left under this name. What has an owner is its owner's.
+    /// Removes what a killed owner left under this name.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When it has an owner that lives, or the file system refuses.
     pub fn undo(root: &Path, namespace: &Namespace, id: &ContainerId) -> Result<(), Error> {
         let namespace_path = root.join(namespace.as_str());
         let parent = match File::open(&namespace_path) {
@@ -247,10 +247,7 @@ impl StateDir {
         if !path.exists() {
             return Ok(());
         }
-        match undo_leftover(&path, id) {
-            Err(Error::Exists { .. }) => Ok(()),
-            undone => undone,
-        }
+        undo_leftover(&path, id)
     }
 
     fn fill(path: PathBuf) -> Result<Self, Error> {
@@ -566,15 +563,15 @@ mod tests {
     fn a_leftover_is_undone_by_name_and_what_has_an_owner_is_not() {
         let root = tempfile::tempdir().expect("a directory");
         let (namespace, id) = names();
-        let undo = || StateDir::undo(root.path(), &namespace, &id).expect("undone");
-        undo();
+        let undo = || StateDir::undo(root.path(), &namespace, &id);
+        undo().expect("there is nothing");
         let state = StateDir::create(root.path(), &namespace, &id).expect("made");
         let path = state.path().to_owned();
-        undo();
+        assert!(matches!(undo(), Err(Error::Exists { .. })));
         assert!(path.exists());
         drop(state);
         fs::create_dir_all(path.join("deep")).expect("made");
-        undo();
+        undo().expect("undone");
         assert!(!path.exists());
     }
 

@@ -67,11 +67,7 @@ pub fn claim(path: &Path) -> Result<Claim, Error> {
         .mode(0o711)
         .create(directory)
         .map_err(failed("make the directory", directory))?;
-    // A socket that is bound and does not listen yet looks like one that a killed shim left: two
-    // at once take turns.
-    let turn = File::open(directory).map_err(failed("open", directory))?;
-    let _turn = Flock::lock(turn, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| failed("lock", directory)(errno.into()))?;
+    let _turn = turn(directory)?;
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if serves(path) {
@@ -86,6 +82,33 @@ pub fn claim(path: &Path) -> Result<Claim, Error> {
         listener: listener.map_err(failed("listen on", path))?,
         path: path.to_owned(),
     }))
+}
+
+/// Removes the socket of a shim that was killed.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn abandon(path: &Path) -> Result<(), Error> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _turn = turn(path.parent().unwrap_or(path))?;
+    if serves(path) {
+        return Ok(());
+    }
+    match fs::remove_file(path) {
+        // Whoever was first has removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(failed("remove the abandoned socket", path)),
+    }
+}
+
+/// The right to make and remove sockets in a directory. One that is bound and does not listen yet
+/// looks like one that a killed shim left.
+fn turn(directory: &Path) -> Result<Flock<File>, Error> {
+    let file = File::open(directory).map_err(failed("open", directory))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| failed("lock", directory)(errno.into()))
 }
 
 /// Whether a shim serves this socket.
@@ -171,6 +194,19 @@ mod tests {
             panic!("not replaced");
         };
         second.remove();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_an_abandoned_socket_is_removed_for_its_owner() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("1");
+        abandon(&path).expect("there is none");
+        let served = claim(&path).expect("made");
+        abandon(&path).expect("looked at");
+        assert!(path.exists());
+        drop(served);
+        abandon(&path).expect("removed");
         assert!(!path.exists());
     }
 }
