@@ -1,15 +1,20 @@
 //! The daemon of a pod: it serves the Task service until containerd shuts it down.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io::{self, PipeReader},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    net::UnixListener,
+    io::AsyncReadExt,
+    net::{UnixListener, unix::pipe},
     signal::unix::{SignalKind, signal},
 };
 use tracing::level_filters::LevelFilter;
 use ttrpc::r#async::{Server, transport::Listener};
 
-use super::{events::Publisher, service, start::Daemon, tasks::Tasks};
+use super::{events::Publisher, service, socket::Socket, start::Daemon, tasks::Tasks};
 use crate::log;
 
 /// How long containerd may take for the last events, and for the last answer's way.
@@ -56,41 +61,59 @@ impl Daemon {
     }
 
     async fn run(self) -> Result<(), Error> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
         let namespace = self.invocation.namespace.to_string();
         let publisher = Publisher::start(self.bootstrap.events_address.clone(), namespace);
-        let tasks = Arc::new(Tasks::new(self.invocation, self.bundle, publisher));
-
-        let listener = self.socket.listener().map_err(Error::Socket)?;
-        let listener = UnixListener::from_std(listener).map_err(Error::Socket)?;
-        let mut server = Server::new()
-            .add_listener(self::listener(listener))
-            .register_service(service::methods(&tasks));
-        server.start().await.map_err(Error::Serve)?;
-
-        let telling = async {
-            tokio::join!(tasks.tell_all(), tasks.log_death());
-            // Without a pod nothing happens.
-            std::future::pending::<()>().await;
-        };
-        let why = tokio::select! {
-            () = tasks.over() => "containerd asks for it",
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            () = telling => "",
-        };
-        tracing::info!(why, "the shim ends");
-        tasks.end(LAST_WORDS).await;
-        self.socket.remove();
-        let _ = tokio::time::timeout(LAST_WORDS, server.shutdown()).await;
-        Ok(())
+        let tasks = Tasks::new(self.invocation, self.bundle, publisher);
+        serve(self.socket, self.known, &Arc::new(tasks)).await
     }
 }
 
-/// A listener as ttrpc wants one.
-pub(super) fn listener(socket: UnixListener) -> Listener {
-    Listener::new(Connections(socket))
+/// Serves tasks on a socket until their end is asked for, or there is nobody who could.
+pub(super) async fn serve(
+    socket: Socket,
+    known: PipeReader,
+    tasks: &Arc<Tasks>,
+) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let listener = socket.listener().map_err(Error::Socket)?;
+    let listener = UnixListener::from_std(listener).map_err(Error::Socket)?;
+    let listener = Listener::new(Connections(listener));
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(service::methods(tasks));
+    server.start().await.map_err(Error::Serve)?;
+
+    let telling = async {
+        tokio::join!(tasks.tell_all(), tasks.log_death());
+        // Without a pod nothing happens.
+        std::future::pending::<()>().await;
+    };
+    let why = tokio::select! {
+        () = tasks.over() => "containerd asks for it",
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        () = unknown(known) => "containerd was not told of it",
+        () = telling => "",
+    };
+    tracing::info!(why, "the shim ends");
+    // Nobody is to find it any more: the next of its name waits until all else is gone, too.
+    socket.remove();
+    tasks.end(LAST_WORDS).await;
+    let _ = tokio::time::timeout(LAST_WORDS, server.shutdown()).await;
+    Ok(())
+}
+
+/// Waits for the end of the starter, if that came before its answer: containerd, or what a client
+/// of it wanted, was given up in this moment.
+async fn unknown(known: PipeReader) {
+    let told = async {
+        let mut pipe = pipe::Receiver::from_owned_fd(known.into())?;
+        pipe.read(&mut [0]).await
+    };
+    if !matches!(told.await, Ok(0)) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The connections to a listener, as a stream.

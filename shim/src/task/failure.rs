@@ -43,6 +43,11 @@ impl Failure {
         Self::new(Code::NOT_FOUND, "process already finished: not found")
     }
 
+    /// The daemon takes nothing more.
+    pub(super) fn ending() -> Self {
+        Self::new(Code::UNAVAILABLE, "the shim ends")
+    }
+
     /// Something in the request makes no sense.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Code::INVALID_ARGUMENT, message)

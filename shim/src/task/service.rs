@@ -229,7 +229,7 @@ impl Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        self.0.shut_down(request.now);
+        self.0.shut_down(request.now).await;
         Ok(Empty::default())
     }
 }

@@ -5,9 +5,11 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, IsTerminal, Read, Write},
+    io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid};
@@ -15,11 +17,13 @@ use serde::Deserialize;
 
 use super::{
     arguments::Invocation,
+    boot::STATE_ROOT,
     bootstrap::{self, Bootstrap, Environment, STDIN_MAX},
     socket::{self, Claim, Socket},
 };
 use crate::{
     id::{self, ContainerId},
+    sandbox::Owner,
     sys::{self, Fork},
 };
 
@@ -32,6 +36,12 @@ pub(super) const ADDRESS: &str = "address";
 
 /// The pipe that containerd reads log lines from.
 const LOG: &str = "log";
+
+/// How long the daemon of the same name before this one may take to end.
+const PREDECESSOR: Duration = Duration::from_secs(20);
+
+/// How often that is looked at.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why no daemon serves the container.
 #[derive(Debug, thiserror::Error)]
@@ -74,15 +84,44 @@ pub enum Error {
     /// The process cannot be copied.
     #[error("cannot become a daemon")]
     Fork(#[source] io::Error),
+    /// Nobody can be answered.
+    #[error("cannot answer on standard output")]
+    Answer(#[source] io::Error),
 }
 
 /// Which of the two processes this is now.
 #[derive(Debug)]
 pub enum Started {
-    /// The one that containerd waits for, with what it is to print.
-    Answer(Vec<u8>),
+    /// The one that containerd waits for.
+    Starter(Answer),
     /// The one that serves.
     Daemon(Box<Daemon>),
+}
+
+/// What containerd is to be told.
+#[derive(Debug)]
+pub struct Answer {
+    text: Vec<u8>,
+    /// To the daemon, if it is a new one.
+    daemon: Option<PipeWriter>,
+}
+
+impl Answer {
+    /// Tells it, and then the daemon that it is known.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn give(self) -> Result<(), Error> {
+        let mut stdout = io::stdout().lock();
+        stdout
+            .write_all(&self.text)
+            .and_then(|()| stdout.flush())
+            .map_err(Error::Answer)?;
+        match self.daemon {
+            Some(mut daemon) => daemon.write_all(&[0]).map_err(Error::Answer),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the daemon was started with.
@@ -96,6 +135,8 @@ pub struct Daemon {
     pub bundle: PathBuf,
     /// Its socket.
     pub socket: Socket,
+    /// Has a byte when containerd was told of it, and ends without one if it never will be.
+    pub known: PipeReader,
     /// Where its log lines go, if there is such a place.
     pub log: Option<File>,
 }
@@ -115,31 +156,38 @@ pub fn start(invocation: Invocation) -> Result<Started, Error> {
     let group = sandbox.as_ref().unwrap_or(&invocation.id);
     let path = socket::path(&bootstrap.sockets, &invocation, group.as_str());
     let address = socket::address(&path);
-    let answer = bootstrap.answer(&address);
+    let answer = |daemon| {
+        Started::Starter(Answer {
+            text: bootstrap.answer(&address),
+            daemon,
+        })
+    };
 
     if *group != invocation.id {
         if !socket::serves(&path) {
             return Err(Error::NoSandbox { id: group.clone() });
         }
         remember(&bundle, &address)?;
-        return Ok(Started::Answer(answer));
+        return Ok(answer(None));
     }
     let socket = match socket::claim(&path)? {
         Claim::Ours(socket) => socket,
         Claim::Served => {
             remember(&bundle, &address)?;
-            return Ok(Started::Answer(answer));
+            return Ok(answer(None));
         }
     };
+    await_predecessor(Path::new(STATE_ROOT), &invocation);
     match become_daemon(&bundle, &address) {
-        Ok(Fork::Parent) => Ok(Started::Answer(answer)),
-        Ok(Fork::Child) => {
+        Ok((Fork::Parent, _, daemon)) => Ok(answer(Some(daemon))),
+        Ok((Fork::Child, known, _)) => {
             let log = detach(&bundle)?;
             Ok(Started::Daemon(Box::new(Daemon {
                 invocation,
                 bootstrap,
                 bundle,
                 socket,
+                known,
                 log,
             })))
         }
@@ -147,6 +195,19 @@ pub fn start(invocation: Invocation) -> Result<Started, Error> {
             socket.remove();
             Err(error)
         }
+    }
+}
+
+/// Waits until nobody holds the state of a pod of this name. A daemon that ends gives its socket up
+/// first, and then everything else. One that stays is told of when the pod is made.
+fn await_predecessor(root: &Path, invocation: &Invocation) {
+    let namespace = root.join(invocation.namespace.as_str());
+    let state = namespace.join(invocation.id.as_str());
+    let deadline = Instant::now() + PREDECESSOR;
+    while let Ok(Some(_)) = Owner::of(&state)
+        && Instant::now() < deadline
+    {
+        sleep(PAUSE);
     }
 }
 
@@ -188,15 +249,18 @@ fn sandbox(config: &Path) -> Result<Option<ContainerId>, Error> {
     }
 }
 
-fn become_daemon(bundle: &Path, address: &str) -> Result<Fork, Error> {
+/// Which of the two this is, and the ends of the pipe by which the daemon learns that it is known:
+/// each lets go of the other's.
+fn become_daemon(bundle: &Path, address: &str) -> Result<(Fork, PipeReader, PipeWriter), Error> {
     remember(bundle, address)?;
     let adjustment = oom_adjustment();
+    let (known, daemon) = io::pipe().map_err(Error::Fork)?;
     let fork = sys::fork().map_err(Error::Fork)?;
     if let (Fork::Child, Some(adjustment)) = (fork, adjustment) {
         // Where it is not allowed the daemon is no worse off than containerd itself.
         let _ = fs::write("/proc/self/oom_score_adj", adjustment.to_string());
     }
-    Ok(fork)
+    Ok((fork, known, daemon))
 }
 
 /// A little more than containerd's, so that the kernel takes the daemon first.
@@ -253,6 +317,7 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{id::Namespace, sandbox::StateDir};
 
     fn configured(text: &str) -> Result<Option<ContainerId>, Error> {
         let directory = tempfile::tempdir().expect("a directory");
@@ -276,6 +341,29 @@ mod tests {
             sandbox(Path::new("/nowhere/config.json")).expect("read"),
             None
         );
+    }
+
+    #[test]
+    fn a_start_waits_until_the_pod_before_it_of_its_name_is_gone() {
+        let root = tempfile::tempdir().expect("a directory");
+        let invocation = Invocation {
+            namespace: Namespace::parse("default").expect("a name"),
+            id: ContainerId::parse("web").expect("a name"),
+            address: String::new(),
+            bundle: None,
+            debug: false,
+        };
+        await_predecessor(root.path(), &invocation);
+        let state = StateDir::create(root.path(), &invocation.namespace, &invocation.id);
+        let state = state.expect("made");
+        let path = state.path().to_owned();
+        let ending = std::thread::spawn(move || {
+            sleep(Duration::from_millis(300));
+            drop(state);
+        });
+        await_predecessor(root.path(), &invocation);
+        assert!(!path.exists());
+        ending.join().expect("over");
     }
 
     #[test]

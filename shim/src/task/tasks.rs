@@ -12,7 +12,10 @@ use std::{
 
 use protobuf::{MessageField, well_known_types::any::Any};
 use serde_json::{Map, Value};
-use tokio::sync::{Mutex, Notify, OnceCell, broadcast};
+use tokio::{
+    sync::{Mutex, OnceCell, SetOnce, broadcast},
+    time::{sleep, timeout},
+};
 use ttrpc::Code;
 
 use super::{
@@ -32,11 +35,18 @@ use crate::{
         self, Ending, ExecId, Exit, Input, Mount, NewContainer, Pod, ProcessId, ProcessState, Root,
         Status, Stdio,
     },
+    sys,
     text::chain,
 };
 
 /// The file in a bundle with the pid of what stands for the container, for the command `delete`.
 pub(super) const PID_FILE: &str = "init.pid";
+
+/// How long after the last event memory is given back that only calls need.
+const REST: Duration = Duration::from_secs(1);
+
+/// How long the answer to Shutdown may take: containerd waits for three seconds.
+const SHUTDOWN: Duration = Duration::from_millis(2500);
 
 /// The tasks of one pod.
 #[derive(Debug)]
@@ -48,7 +58,10 @@ pub(super) struct Tasks {
     happened: Mutex<Option<broadcast::Receiver<pod::Event>>>,
     books: Books,
     publisher: Publisher,
-    over: Notify,
+    /// Whether the daemon's end was asked for.
+    over: SetOnce<()>,
+    /// Whether the machine, and all that was made for it, is gone.
+    gone: SetOnce<()>,
 }
 
 /// A task's state, and what was said of it when it was made.
@@ -68,7 +81,8 @@ impl Tasks {
             happened: Mutex::default(),
             books: Books::default(),
             publisher,
-            over: Notify::new(),
+            over: SetOnce::new(),
+            gone: SetOnce::new(),
         }
     }
 
@@ -86,6 +100,9 @@ impl Tasks {
     }
 
     async fn boot(&self) -> Result<Arc<Pod>, Failure> {
+        if self.over.initialized() {
+            return Err(Failure::ending());
+        }
         let Invocation { namespace, id, .. } = &self.invocation;
         let booted = super::boot::pod(namespace, id, &self.bundle).await;
         let pod = booted.inspect_err(|failure| {
@@ -116,8 +133,19 @@ impl Tasks {
         let Some(happened) = happened.as_mut() else {
             return;
         };
+        let mut rested = false;
         loop {
-            match happened.recv().await {
+            let event = tokio::select! {
+                biased;
+                event = happened.recv() => event,
+                () = sleep(REST), if !rested => {
+                    sys::give_back();
+                    rested = true;
+                    continue;
+                }
+            };
+            rested = false;
+            match event {
                 Ok(event) => self.tell(event),
                 Err(broadcast::error::RecvError::Closed) => return,
                 Err(broadcast::error::RecvError::Lagged(lost)) => {
@@ -223,12 +251,12 @@ impl Tasks {
             rootfs: request.rootfs.iter().map(event_mount).collect(),
             names,
         };
-        self.books.enter(&id, entry.clone())?;
+        let turn = self.books.enter(&id, entry.clone())?;
         let which = ProcessId::first(id);
         match self.make(&which, entry, request.rootfs).await {
-            Ok(kept) => self.books.keep(&which, kept),
+            Ok(kept) => self.books.keep(&turn, kept),
             Err(failure) => {
-                self.books.strike(&which);
+                self.books.strike(&turn);
                 return Err(failure);
             }
         }
@@ -275,15 +303,15 @@ impl Tasks {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        self.books.enter_exec(&container, &exec, names.clone())?;
+        let turn = self.books.enter_exec(&container, &exec, names.clone())?;
         let which = ProcessId {
             container,
             exec: Some(exec),
         };
         match self.make_exec(&which, &names, process).await {
-            Ok(kept) => self.books.keep(&which, kept),
+            Ok(kept) => self.books.keep(&turn, kept),
             Err(failure) => {
-                self.books.strike(&which);
+                self.books.strike(&turn);
                 return Err(failure);
             }
         }
@@ -318,11 +346,15 @@ impl Tasks {
         Ok(self.booted()?.wait(which).await?)
     }
 
-    /// Removes a task that has ended or was never started.
+    /// Removes a task that has ended or was never started. containerd also removes one whose making
+    /// it waits for no longer: that is removed as soon as it is made.
     pub(super) async fn delete(&self, which: &ProcessId) -> Result<Exit, Failure> {
-        self.books.entry(which)?;
-        let exit = self.booted()?.delete(which, false).await?;
-        let kept = self.books.strike(which);
+        let turn = self.books.turn(which).await?;
+        let pod = self.booted().inspect_err(|_| self.books.stays(&turn))?;
+        let deleted = pod.delete(which, false).await;
+        let exit = deleted.inspect_err(|_| self.books.stays(&turn))?;
+        let kept = self.books.strike(&turn);
+        drop(turn);
         if let Some(logger) = kept.logger {
             // What it was given is written when the client hears of the removal.
             logger.finish().await;
@@ -361,26 +393,25 @@ impl Tasks {
     }
 
     /// The pids that stand for a container's tasks on the host, with the names of execs: for each
-    /// it is the machine.
+    /// it is the machine. That of the container is told until it is deleted: a containerd that is
+    /// started again takes a shim without for one that was never used, and forgets how it ended.
     pub(super) fn pids(
         &self,
         container: &ContainerId,
     ) -> Result<Vec<(u32, Option<ExecId>)>, Failure> {
         let runs = |which: &ProcessId| {
             let told = self.told(which);
-            told.map(|told| !matches!(told.state.status, Status::Stopped(_)))
+            told.is_ok_and(|told| !matches!(told.state.status, Status::Stopped(_)))
         };
         let first = ProcessId::first(container.clone());
-        let mut pids = Vec::new();
-        if runs(&first)? {
-            pids.push((self.pid(), None));
-        }
+        self.told(&first)?;
+        let mut pids = vec![(self.pid(), None)];
         for exec in self.books.execs(container) {
             let which = ProcessId {
                 exec: Some(exec.clone()),
                 ..first.clone()
             };
-            if runs(&which).unwrap_or(false) {
+            if runs(&which) {
                 pids.push((self.pid(), Some(exec)));
             }
         }
@@ -428,24 +459,32 @@ impl Tasks {
         self.books.close_stdin(which)
     }
 
-    /// Asks for the daemon's end, unless it still has tasks; `now` ends it with them.
-    pub(super) fn shut_down(&self, now: bool) {
-        if now || self.books.is_empty() {
-            self.over.notify_one();
+    /// Asks for the daemon's end, unless it still has tasks; `now` ends it with them. Who was
+    /// answered may use its names again: as long as containerd waits for it, the answer waits until
+    /// they are free.
+    pub(super) async fn shut_down(&self, now: bool) {
+        if now || self.books.is_idle() {
+            // It may have been asked for before.
+            let _ = self.over.set(());
+            let _ = timeout(SHUTDOWN, self.gone.wait()).await;
         }
     }
 
     /// Waits until the end was asked for.
     pub(super) async fn over(&self) {
-        self.over.notified().await;
+        self.over.wait().await;
     }
 
     /// Ends the machine, and tells containerd of everything that ended with it. Nobody else must
     /// be telling any more.
     pub(super) async fn end(&self, patience: Duration) {
-        if let Ok(pod) = self.booted() {
+        // From now on nobody boots one.
+        let _ = self.over.set(());
+        let pod = self.pod.get_or_init(|| async { Err(Failure::ending()) });
+        if let Ok(pod) = pod.await {
             pod.shutdown().await;
         }
+        let _ = self.gone.set(());
         if let Some(happened) = self.happened.lock().await.as_mut() {
             while let Ok(event) = happened.try_recv() {
                 self.tell(event);

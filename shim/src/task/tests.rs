@@ -1,19 +1,26 @@
 //! The Task service as containerd calls it, over its socket, before a pod whose guest is played by
 //! `examples/stand_in_vmm.rs`.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::{self, PipeWriter, Write},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use protobuf::{Message, MessageField, well_known_types::any::Any};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{net::UnixStream, task::JoinHandle};
 use ttrpc::{
     Code,
-    r#async::{Client, Server, transport::Socket},
+    r#async::{Client, transport::Socket},
     proto::Request,
 };
 
 use super::{
     arguments::Invocation,
-    daemon::listener,
+    daemon::{self, serve},
     events::Publisher,
     proto::{
         task::{
@@ -23,7 +30,7 @@ use super::{
         },
         task_ttrpc::TaskClient,
     },
-    service,
+    socket::{Claim, claim},
     tasks::Tasks,
 };
 use crate::{
@@ -35,8 +42,8 @@ use crate::{
 /// A shim that serves a pod, and a client of it.
 struct Shim {
     directory: tempfile::TempDir,
-    tasks: Arc<Tasks>,
-    _server: Server,
+    starter: PipeWriter,
+    serving: JoinHandle<Result<(), daemon::Error>>,
     client: TaskClient,
 }
 
@@ -86,18 +93,25 @@ impl Shim {
         let publisher = Publisher::start("/nowhere".to_owned(), "default".to_owned());
         let tasks = Arc::new(Tasks::new(invocation, path("bundle"), publisher));
         tasks.use_pod(pod);
-        let socket = UnixListener::bind(path("s")).expect("bound");
-        let mut server = Server::new()
-            .add_listener(listener(socket))
-            .register_service(service::methods(&tasks));
-        server.start().await.expect("started");
+        let Ok(Claim::Ours(socket)) = claim(&path("s")) else {
+            panic!("no socket");
+        };
+        let (known, starter) = io::pipe().expect("a pipe");
+        let serving = tokio::spawn(async move { serve(socket, known, &tasks).await });
         let client = TaskClient::new(connect(&path("s")).await);
         Self {
             directory,
-            tasks,
-            _server: server,
+            starter,
+            serving,
             client,
         }
+    }
+
+    /// What of the pod is on the host.
+    fn left(&self) -> Vec<PathBuf> {
+        let path = |name: &str| self.directory.path().join(name);
+        let made = [path("s"), path("state/default/web")];
+        made.into_iter().filter(|path| path.exists()).collect()
     }
 
     /// A request to make a container in which the stand-in does as `args` say.
@@ -179,6 +193,15 @@ impl Shim {
         sent.map(drop).map_err(refusal)
     }
 
+    async fn pids(&self) -> Vec<u32> {
+        let request = PidsRequest {
+            id: "web".to_owned(),
+            ..Default::default()
+        };
+        let told = self.client.pids(context(), &request).await.expect("told");
+        told.processes.iter().map(|told| told.pid).collect()
+    }
+
     async fn delete(&self, exec: &str) -> Result<u32, (Code, String)> {
         let request = DeleteRequest {
             id: "web".to_owned(),
@@ -189,9 +212,27 @@ impl Shim {
         deleted.map(|deleted| deleted.exit_status).map_err(refusal)
     }
 
-    async fn end(self) {
-        self.tasks.end(Duration::ZERO).await;
+    async fn shut_down(&self, now: bool) {
+        let request = ShutdownRequest {
+            id: "web".to_owned(),
+            now,
+            ..Default::default()
+        };
+        let answer = self.client.shutdown(context(), &request).await;
+        answer.expect("answered");
     }
+
+    async fn end(self) {
+        self.shut_down(true).await;
+        self.serving.await.expect("joined").expect("served");
+    }
+}
+
+/// Does something four times at once, and returns the codes of the refusals.
+async fn at_once<T>(act: impl AsyncFn() -> Result<T, (Code, String)>) -> Vec<Code> {
+    let (a, b, c, d) = tokio::join!(act(), act(), act(), act());
+    let refused = [a, b, c, d].map(|done| done.err().map(|(code, _)| code));
+    refused.into_iter().flatten().collect()
 }
 
 async fn connect(path: &std::path::Path) -> Client {
@@ -241,13 +282,7 @@ async fn a_task_goes_through_its_life_in_the_states_that_clients_know() {
     assert_eq!(shim.begin("").await, Ok(pid));
     let state = shim.state("").await.expect("told");
     assert_eq!(state.status.enum_value(), Ok(Status::RUNNING));
-    let request = PidsRequest {
-        id: "web".to_owned(),
-        ..Default::default()
-    };
-    let pids = shim.client.pids(context(), &request).await.expect("told");
-    let pids: Vec<_> = pids.processes.iter().map(|told| told.pid).collect();
-    assert_eq!(pids, [pid]);
+    assert_eq!(shim.pids().await, [pid]);
     shim.kill(15).await.expect("sent");
     let ended = waiting.await.expect("joined").expect("ended");
     assert_eq!(ended.exit_status, 143);
@@ -255,6 +290,7 @@ async fn a_task_goes_through_its_life_in_the_states_that_clients_know() {
     assert_eq!(state.status.enum_value(), Ok(Status::STOPPED));
     assert_eq!(state.exit_status, 143);
     assert!(state.exited_at.seconds > 0);
+    assert_eq!(shim.pids().await, [pid]);
     assert_eq!(shim.delete("").await, Ok(143));
     let (code, message) = shim.state("").await.expect_err("gone");
     assert_eq!(code, Code::NOT_FOUND);
@@ -323,21 +359,127 @@ async fn both_versions_of_the_service_are_served() {
 }
 
 #[tokio::test]
+async fn calls_that_come_at_once_are_done_once_each() {
+    let shim = Shim::start().await;
+    for _ in 0..2 {
+        let refused = at_once(async || shim.create(&["wait"]).await).await;
+        assert_eq!(refused, [Code::ALREADY_EXISTS; 3]);
+        let refused = at_once(async || shim.begin("").await).await;
+        assert_eq!(refused, [Code::FAILED_PRECONDITION; 3]);
+        // One that comes when it has ended is told so.
+        let refused = at_once(async || shim.kill(9).await).await;
+        assert!(refused.len() <= 3, "{refused:?}");
+        assert!(refused.iter().all(|code| *code == Code::NOT_FOUND));
+        let refused = at_once(async || shim.wait("").await).await;
+        assert_eq!(refused, []);
+        let refused = at_once(async || shim.delete("").await).await;
+        assert_eq!(refused, [Code::NOT_FOUND; 3]);
+    }
+    shim.end().await;
+}
+
+#[tokio::test]
+async fn all_kinds_of_calls_at_once_are_answered() {
+    let shim = Shim::start().await;
+    for _ in 0..5 {
+        let _ = tokio::join!(
+            shim.create(&["wait"]),
+            shim.begin(""),
+            shim.create(&["wait"]),
+            shim.state(""),
+            shim.kill(9),
+            shim.delete(""),
+            shim.delete(""),
+        );
+        // Whatever came of it, this is its end.
+        let _ = shim.begin("").await;
+        let _ = shim.kill(9).await;
+        let _ = shim.wait("").await;
+        let _ = shim.delete("").await;
+        assert_eq!(shim.state("").await.expect_err("gone").0, Code::NOT_FOUND);
+    }
+    shim.shut_down(false).await;
+    assert_eq!(shim.left(), Vec::<PathBuf>::new());
+    shim.serving.await.expect("joined").expect("served");
+}
+
+#[tokio::test]
+async fn one_that_is_deleted_while_it_is_made_is_gone_when_it_was_made() {
+    let shim = Shim::start().await;
+    // Until there is a logger nothing is made.
+    let path = |name: &str| shim.directory.path().join(name);
+    let script = format!(
+        "#!/bin/sh\ntouch {begun}\nuntil [ -e {go} ]; do sleep 0.02; done\nexec 5>&-\nexec cat <&3\n",
+        begun = path("begun").display(),
+        go = path("go").display()
+    );
+    fs::write(path("logger"), script).expect("written");
+    fs::set_permissions(path("logger"), fs::Permissions::from_mode(0o755)).expect("set");
+    let mut request = shim.creation(&["wait"]);
+    request.stdout = format!("binary://{}", path("logger").display());
+
+    let make = async { shim.client.create(context(), &request).await };
+    let remove = async {
+        while !path("begun").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(
+            shim.begin("").await.expect_err("not made").0,
+            Code::NOT_FOUND
+        );
+        let deleted = shim.delete("");
+        tokio::pin!(deleted);
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut deleted);
+        assert!(early.await.is_err());
+        fs::write(path("go"), "").expect("written");
+        deleted.await
+    };
+    let (made, removed) = tokio::join!(make, remove);
+    made.expect("made");
+    assert_eq!(removed, Ok(137));
+    assert_eq!(shim.state("").await.expect_err("gone").0, Code::NOT_FOUND);
+    shim.end().await;
+}
+
+#[tokio::test]
 async fn a_shim_with_tasks_is_not_shut_down_by_asking() {
     let shim = Shim::start().await;
     shim.create(&["wait"]).await.expect("made");
-    let mut request = ShutdownRequest::default();
-    shim.client
-        .shutdown(context(), &request)
-        .await
-        .expect("answered");
-    let over = tokio::time::timeout(Duration::from_millis(50), shim.tasks.over());
-    assert!(over.await.is_err());
-    request.now = true;
-    shim.client
-        .shutdown(context(), &request)
-        .await
-        .expect("answered");
-    shim.tasks.over().await;
+    shim.shut_down(false).await;
+    let state = shim.state("").await.expect("served");
+    assert_eq!(state.status.enum_value(), Ok(Status::CREATED));
+    assert_eq!(shim.left().len(), 2);
+    shim.end().await;
+}
+
+#[tokio::test]
+async fn who_hears_that_a_shim_was_shut_down_can_use_its_names() {
+    let shim = Shim::start().await;
+    shim.create(&["wait"]).await.expect("made");
+    assert_eq!(shim.delete("").await, Ok(137));
+    assert_eq!(shim.left().len(), 2);
+    shim.shut_down(false).await;
+    assert_eq!(shim.left(), Vec::<PathBuf>::new());
+    shim.serving.await.expect("joined").expect("served");
+}
+
+#[tokio::test]
+async fn a_shim_whose_starter_ends_before_it_answers_ends_too() {
+    let shim = Shim::start().await;
+    shim.create(&["wait"]).await.expect("made");
+    drop(shim.starter);
+    shim.serving.await.expect("joined").expect("served");
+    assert!(!shim.directory.path().join("s").exists());
+    assert!(!shim.directory.path().join("state/default/web").exists());
+}
+
+#[tokio::test]
+async fn a_shim_whose_starter_has_answered_stays() {
+    let mut shim = Shim::start().await;
+    shim.starter.write_all(&[0]).expect("written");
+    shim.starter = io::pipe().expect("a pipe").1;
+    shim.create(&["wait"]).await.expect("made");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(shim.state("").await.is_ok());
     shim.end().await;
 }

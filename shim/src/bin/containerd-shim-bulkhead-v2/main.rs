@@ -45,7 +45,7 @@ fn run() -> anyhow::Result<()> {
             print(&info::info(&options)?)
         }
         Command::Start(invocation) => match start::start(invocation)? {
-            Started::Answer(answer) => print(&answer),
+            Started::Starter(answer) => Ok(answer.give()?),
             // Its log says what is wrong with it.
             Started::Daemon(daemon) => Ok(daemon.serve()?),
         },
