@@ -20,8 +20,9 @@ use crate::{
     text::chain,
 };
 
-/// Where the state of all sandboxes is.
-pub(super) const STATE_ROOT: &str = "/run/bulkhead";
+/// Where the state of containerd's pods is: beside that of other runtimes' shims, and not where the
+/// command line has its containers, who may have the same names.
+pub const STATE_ROOT: &str = "/run/containerd/bulkhead";
 
 /// How long a guest may take to boot. Clients have deadlines of their own, and shorter ones.
 const DEADLINE: Duration = Duration::from_secs(100);

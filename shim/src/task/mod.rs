@@ -30,5 +30,7 @@ pub mod delete;
 pub mod info;
 mod proto;
 
+pub use boot::STATE_ROOT;
+
 #[cfg(test)]
 mod tests;

@@ -49,7 +49,12 @@ impl Leftovers {
         }
         cgroups(Path::new(CGROUPS), &mut all);
         processes(&mut all)?;
-        for directory in ["/run/bulkhead", "/run/netns", "/run/runc"] {
+        for directory in [
+            "/run/bulkhead",
+            "/run/containerd/bulkhead",
+            "/run/netns",
+            "/run/runc",
+        ] {
             below(Path::new(directory), &mut all);
         }
         Ok(Self(all))

@@ -27,11 +27,14 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
+/// Where containers' state is by default.
+pub(crate) const ROOT: &str = "/run/bulkhead";
+
 /// Flags of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Directory for the state of containers
-    #[arg(long, value_name = "DIR", default_value = "/run/bulkhead")]
+    #[arg(long, value_name = "DIR", default_value = ROOT)]
     pub(crate) root: PathBuf,
     /// File that log lines are appended to [default: stderr]
     #[arg(long, value_name = "FILE")]
