@@ -11,5 +11,6 @@ pub mod scratch;
 pub mod slow_reader;
 pub mod steps;
 mod sys;
+pub mod tasks;
 pub mod trials;
 pub mod verbs;

@@ -4,13 +4,17 @@
 //! ```text
 //!   command ── makes ──► relay
 //!           ── makes ──► pod's process ── makes ──► VMM
+//!
+//!   containerd ── makes ──► command, through a gate ── makes ──► pod's process ── makes ──► VMM
 //! ```
 
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io::Write,
-    process::{Child, ChildStdin, Command, Stdio},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::Duration,
@@ -18,11 +22,18 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 
-use crate::sys::{self, Stop};
+use crate::{
+    client::{command::Done, until},
+    guest::bin,
+    sys::{self, Stop},
+};
 
 /// Waits for a word, so that nothing happens unseen.
 const GATE: &str = "read -r go; exec \"$@\" </dev/null";
@@ -76,7 +87,8 @@ pub fn kill_at(command: &Command, who: Who, step: usize, output: File) -> Result
             let pid = Pid::from_raw(child.id() as i32);
             tell.send(pid)?;
             let mut gate = child.stdin.take().context("no gate")?;
-            let followed = Follower::new(pid, who, step)?.follow(&mut gate);
+            let order = &[Who::Relay, Who::Pod];
+            let followed = Follower::new(pid, order, who, step)?.follow(&mut gate);
             // The end of one that was stuck, and therefore killed, looks as any other.
             if tell.send(pid).is_err() {
                 let _ = child.wait();
@@ -104,8 +116,105 @@ pub fn kill_at(command: &Command, who: Who, step: usize, output: File) -> Result
     })
 }
 
+/// A program in the place of containerd's shim: the shim, once it is followed.
+pub struct Gate {
+    directory: tempfile::TempDir,
+}
+
+impl Gate {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path();
+        let script = format!(
+            "#!/bin/sh\n\
+             for verb; do :; done\n\
+             if [ $verb = start ]; then\n\
+             echo $$ > {path}/new; mv {path}/new {path}/pid; read -r go < {path}/go\n\
+             fi\n\
+             exec {shim} \"$@\"\n",
+            path = path.display(),
+            shim = bin("containerd-shim-bulkhead-v2")?.display()
+        );
+        mkfifo(&path.join("go"), Mode::S_IRWXU)?;
+        let gate = Self { directory };
+        fs::write(gate.program(), script)?;
+        fs::set_permissions(gate.program(), fs::Permissions::from_mode(0o755))?;
+        Ok(gate)
+    }
+
+    /// What containerd is to be told as the runtime.
+    pub fn program(&self) -> PathBuf {
+        self.directory.path().join("containerd-shim-gate-v2")
+    }
+
+    /// Kills the process `who` of a shim that `client` has containerd start when that enters its
+    /// `step`-th step. Returns the name of this, if it came so far, and what the client said.
+    ///
+    /// # Errors
+    /// When it cannot be followed, or the client does not end.
+    pub fn kill_at(
+        &self,
+        who: Who,
+        step: usize,
+        client: impl FnOnce() -> Result<Done>,
+    ) -> Result<(Option<&'static str>, Done)> {
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || {
+                let pid = self.arrival()?;
+                let mut follower = Follower::new(pid, &[Who::Pod], who, step)?;
+                if who != Who::Command {
+                    follower.last = Who::Pod;
+                }
+                follower.tell = Some(tell);
+                // Open in both directions it is open at once, whoever reads.
+                let mut options = File::options();
+                let go = options.read(true).write(true);
+                follower.follow(&mut go.open(self.directory.path().join("go"))?)
+            });
+            let done = client();
+            let mut followed = Vec::new();
+            loop {
+                match told.recv_timeout(PATIENCE) {
+                    Ok(pid) => followed.push(pid),
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Err(RecvTimeoutError::Timeout) => {
+                        for pid in followed {
+                            // It may be one that has ended.
+                            let _ = kill(pid, Signal::SIGKILL);
+                        }
+                        bail!("the shim does not end: {done:?}");
+                    }
+                }
+            }
+            match follower.join() {
+                Ok(followed) => Ok((followed?, done?)),
+                Err(_) => bail!("the thread that follows the shim panicked"),
+            }
+        })
+    }
+
+    /// The shim that came to the gate.
+    fn arrival(&self) -> Result<Pid> {
+        let path = self.directory.path().join("pid");
+        until("the shim", || Ok(path.exists()))?;
+        let pid = fs::read_to_string(&path)?.trim().parse()?;
+        fs::remove_file(path)?;
+        Ok(Pid::from_raw(pid))
+    }
+}
+
 struct Follower {
-    command: Pid,
+    /// What the command makes, in this order.
+    order: &'static [Who],
+    /// With whose end all is over.
+    last: Who,
+    /// Who is told of each process that is made.
+    tell: Option<mpsc::Sender<Pid>>,
     who: Who,
     step: usize,
     seen: usize,
@@ -116,11 +225,13 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(command: Pid, who: Who, step: usize) -> Result<Self> {
+    fn new(command: Pid, order: &'static [Who], who: Who, step: usize) -> Result<Self> {
         sys::seize(command).context("cannot follow the command")?;
         sys::interrupt(command)?;
         Ok(Self {
-            command,
+            order,
+            last: Who::Command,
+            tell: None,
             who,
             step,
             seen: 0,
@@ -129,12 +240,13 @@ impl Follower {
         })
     }
 
-    /// Follows until the step, whose name is returned, or until the command's end.
-    fn follow(mut self, gate: &mut ChildStdin) -> Result<Option<&'static str>> {
+    /// Follows until the step, whose name is returned, or until the end. Who waits at the gate goes
+    /// through it when it is seen.
+    fn follow(mut self, gate: &mut impl Write) -> Result<Option<&'static str>> {
         let mut is_open = false;
         while let Some((pid, status)) = sys::wait()? {
             if !libc::WIFSTOPPED(status) {
-                if pid == self.command {
+                if self.roles.get(&pid) == Some(&self.last) {
                     return Ok(None);
                 }
                 continue;
@@ -188,13 +300,17 @@ impl Follower {
         if self.role(made).is_some() {
             return;
         }
-        let has = |who| self.roles.values().any(|role| *role == who);
+        let has = |who: &Who| self.roles.values().any(|role| role == who);
         let role = match maker {
-            Who::Command if !has(Who::Relay) => Who::Relay,
-            Who::Command if !has(Who::Pod) => Who::Pod,
-            Who::Pod if !has(Who::Vmm) => Who::Vmm,
-            _ => Who::Other,
+            Who::Command => self.order.iter().copied().find(|who| !has(who)),
+            Who::Pod if !has(&Who::Vmm) => Some(Who::Vmm),
+            _ => None,
         };
+        let role = role.unwrap_or(Who::Other);
+        if let Some(tell) = &self.tell {
+            // Who gave up waiting wants to know no more.
+            let _ = tell.send(made);
+        }
         self.roles.insert(made, role);
     }
 

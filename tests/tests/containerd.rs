@@ -4,27 +4,26 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use system_tests::{
     client::{
         Runtime,
-        command::{Done, feed},
-        containerd::{Containerd, Programs},
-        images::BUSYBOX,
-        leftovers::Leftovers,
+        command::{feed, run},
+        containerd::Programs,
+        ctr::Story,
         terminal::Terminal,
         until,
     },
     container::{Bundle, FREEZE_THE_AGENT, with_the_guests_cgroups},
+    guest::bin,
+    steps::Who,
+    tasks,
 };
 
 /// Soon, on a busy lab machine: the limit of what must not wait for anything. What waited for the
@@ -34,89 +33,6 @@ const SOON: Duration = Duration::from_secs(30);
 /// A shell that begins when its terminal has a size, which ctr sets after the start.
 const SIZED: &str = "until stty size 2> /dev/null | grep -qv '^0'; do sleep 0.1; done; \
                      echo sized $(stty size); exec sh";
-
-/// A containerd with the image, and what the host had before.
-struct Story {
-    containerd: Containerd,
-    runtime: &'static str,
-    before: Leftovers,
-}
-
-impl Story {
-    fn begin(runtime: Runtime, programs: Programs) -> Result<Self> {
-        let containerd = Containerd::start_from(programs)?;
-        containerd.import("default", &[BUSYBOX])?;
-        let runtime = match runtime {
-            Runtime::Runc => "io.containerd.runc.v2",
-            Runtime::Bulkhead => "io.containerd.bulkhead.v2",
-        };
-        Ok(Self {
-            containerd,
-            runtime,
-            before: Leftovers::now()?,
-        })
-    }
-
-    /// Runs a command of ctr.
-    fn ctr(&self, args: &[&str]) -> Result<Done> {
-        self.containerd.ctr(args)
-    }
-
-    /// Runs a command of ctr that succeeds, and returns what it printed.
-    fn text(&self, args: &[&str]) -> Result<String> {
-        Ok(self.ctr(args)?.text()?.to_owned())
-    }
-
-    /// The arguments of `ctr run` for this runtime.
-    fn run<'a>(&self, flags: &[&'a str], id: &'a str, command: &[&'a str]) -> Vec<&'a str>
-    where
-        Self: 'a,
-    {
-        let fixed = ["run", "--runtime", self.runtime];
-        [&fixed[..], flags, &[BUSYBOX, id], command].concat()
-    }
-
-    /// What `ctr tasks ls` says of a task.
-    fn status(&self, id: &str) -> Result<String> {
-        let list = self.text(&["tasks", "ls"])?;
-        let line = list
-            .lines()
-            .find(|line| line.starts_with(&format!("{id} ")));
-        let status = line.and_then(|line| line.split_whitespace().nth(2));
-        Ok(status.unwrap_or("ABSENT").to_owned())
-    }
-
-    /// The pid of a task on the host.
-    fn pid(&self, id: &str) -> Result<Pid> {
-        let list = self.text(&["tasks", "ls"])?;
-        let line = list
-            .lines()
-            .find(|line| line.starts_with(&format!("{id} ")));
-        let pid = line.and_then(|line| line.split_whitespace().nth(1));
-        Ok(Pid::from_raw(pid.context("no such task")?.parse()?))
-    }
-
-    /// Removes a task that has ended with this status, which ctr tells in words.
-    fn removed(&self, id: &str, status: u32) -> Result<()> {
-        let told = format!("non-zero exit code {status}");
-        self.ctr(&["tasks", "delete", id])?.tells(&told).map(drop)
-    }
-
-    /// Ends with a host as it was; runc leaves the namespace's cgroup.
-    fn end(self) -> Result<()> {
-        if self.runtime != "io.containerd.bulkhead.v2" {
-            return Ok(());
-        }
-        self.before
-            .are_all()
-            .with_context(|| self.containerd.logs())
-    }
-
-    /// Fails with the logs.
-    fn tell<T>(&self, result: Result<T>) -> Result<T> {
-        result.with_context(|| self.containerd.logs())
-    }
-}
 
 /// The events of a containerd, as `ctr events` prints them from now on.
 struct Events {
@@ -267,11 +183,18 @@ fn every_verb(story: &Story, runtime: Runtime) -> Result<()> {
         "{pid} is no process"
     );
 
+    // The command line has nothing of that name.
+    if runtime.is_ours() {
+        run(Command::new(bin("bulkhead")?).args(["delete", "--force", "t1"]))?.ends_with(0)?;
+        run(Command::new(bin("bulkhead")?).arg("gc"))?.prints("")?;
+        assert_eq!(story.status("t1")?, "RUNNING");
+    }
+
     // What cannot be done is refused, and changes nothing.
     let checkpoint = story.ctr(&["tasks", "checkpoint", "t1"])?;
     assert_ne!(checkpoint.status, 0);
     if runtime.is_ours() {
-        checkpoint.tells("not implemented")?;
+        checkpoint.tells("cannot be checkpointed")?;
     }
     let deleted = story.ctr(&["tasks", "delete", "t1"])?;
     assert_ne!(deleted.status, 0);
@@ -407,17 +330,20 @@ fn logger(directory: &Path) -> Result<(String, std::path::PathBuf)> {
 
 #[test]
 fn a_containerd_that_is_killed_finds_its_containers_again() -> Result<()> {
-    let mut story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
-    let found = found_again(&mut story);
-    story.tell(found)?;
-    story.end()
+    for programs in [Programs::Debian, Programs::Testing] {
+        let mut story = Story::begin(Runtime::Bulkhead, programs)?;
+        let found = found_again(&mut story);
+        story.tell(found)?;
+        story.end()?;
+    }
+    Ok(())
 }
 
 fn found_again(story: &mut Story) -> Result<()> {
     let log = story.containerd.path().join("t1.out");
     let log_uri = format!("file://{}", log.display());
     let script = "echo up; trap 'exit 7' TERM; while :; do sleep 0.1; done";
-    for id in ["stays", "ends"] {
+    for id in ["stays", "ends", "lost"] {
         let flags = ["-d", "--log-uri", &log_uri];
         story
             .ctr(&story.run(&flags, id, &["sh", "-c", script]))?
@@ -434,7 +360,14 @@ fn found_again(story: &mut Story) -> Result<()> {
         .ctr(&story.run(&["-d", "--mount", &mount], "leaves", &["sh", "-c", script]))?
         .ends_with(0)?;
     let ends = story.pid("ends")?;
+    let lost = (story.shim("lost")?, story.pid("lost")?);
     story.containerd.kill()?;
+    // One loses its shim, and there is nobody to clean up after it.
+    kill(lost.0, Signal::SIGKILL)?;
+    until("the machine's end", || {
+        Ok(!Path::new(&format!("/proc/{}", lost.1)).exists())
+    })?;
+    run(Command::new(bin("bulkhead")?).arg("gc"))?.prints("lost")?;
     // One ends while nobody looks: its machine is killed. Another ends by itself.
     kill(ends, Signal::SIGKILL)?;
     fs::write(given.join("go"), "")?;
@@ -442,6 +375,7 @@ fn found_again(story: &mut Story) -> Result<()> {
     story.containerd.restart()?;
     assert_eq!(story.status("stays")?, "RUNNING");
     assert_eq!(story.status("ends")?, "STOPPED");
+    assert_eq!(story.status("lost")?, "ABSENT");
     until("the end", || Ok(story.status("leaves")? == "STOPPED"))?;
     story.removed("leaves", 9)?;
     story
@@ -452,7 +386,7 @@ fn found_again(story: &mut Story) -> Result<()> {
     until("the end", || Ok(story.status("stays")? == "STOPPED"))?;
     story.removed("stays", 7)?;
     story
-        .ctr(&["containers", "rm", "stays", "ends", "leaves"])?
+        .ctr(&["containers", "rm", "stays", "ends", "leaves", "lost"])?
         .ends_with(0)?;
     Ok(())
 }
@@ -509,10 +443,7 @@ fn killed(story: &Story) -> Result<()> {
         .ctr(&story.run(&["-d"], "t2", &["sleep", "1000"]))?
         .ends_with(0)?;
     let machine = story.pid("t2")?;
-    let status = fs::read_to_string(format!("/proc/{machine}/status"))?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    let shim = Pid::from_raw(parent.context("no parent")?.trim().parse()?);
-    kill(shim, Signal::SIGKILL)?;
+    kill(story.shim("t2")?, Signal::SIGKILL)?;
     until("the machine's end", || {
         Ok(!Path::new(&format!("/proc/{machine}")).exists())
     })?;
@@ -521,6 +452,39 @@ fn killed(story: &Story) -> Result<()> {
     })?;
     story.ctr(&["containers", "rm", "t2"])?.ends_with(0)?;
     Ok(())
+}
+
+#[test]
+fn whoever_is_killed_at_a_step_of_a_tasks_life_leaves_nothing_to_containerd() -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    for (who, steps) in [
+        (Who::Command, &[8][..]),
+        (Who::Pod, &[12, 40, 89]),
+        (Who::Vmm, &[14]),
+    ] {
+        let kills = tasks::kill_at_steps(&story, who, steps.iter().copied());
+        let kills = story.tell(kills)?;
+        ensure!(
+            kills == steps.len(),
+            "{who:?} has only {kills} of {steps:?}"
+        );
+    }
+    story.tell(tasks::give_up(&story))?;
+    story.end()
+}
+
+#[test]
+fn ten_tasks_have_one_name_one_after_the_other() -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    story.tell(tasks::cycles(&story, 10))?;
+    story.end()
+}
+
+#[test]
+fn several_tasks_at_once_do_not_grow_and_leave_nothing() -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    story.tell(tasks::at_once(&story, 3, 10))?;
+    story.end()
 }
 
 #[test]
@@ -600,34 +564,9 @@ fn panicked_and_hung(story: &Story) -> Result<()> {
 #[test]
 fn containerd_2_speaks_to_the_same_shim() -> Result<()> {
     let story = Story::begin(Runtime::Bulkhead, Programs::Testing)?;
-    let spoken = containerd_2(&story);
+    story.ctr(&["version"])?.tells("2.")?;
+    let spoken =
+        every_verb(&story, Runtime::Bulkhead).and_then(|()| waited_for(&story, Runtime::Bulkhead));
     story.tell(spoken)?;
     story.end()
-}
-
-fn containerd_2(story: &Story) -> Result<()> {
-    story.ctr(&["version"])?.tells("2.")?;
-    let script = ["sh", "-c", "echo out; echo err >&2; exit 3"];
-    let done = story.ctr(&story.run(&["--rm"], "t1", &script))?;
-    done.ends_with(3)?;
-    assert_eq!(
-        (done.stdout.as_str(), done.stderr.as_str()),
-        ("out\n", "err\n")
-    );
-    story
-        .ctr(&story.run(&["-d"], "t2", &["sleep", "1000"]))?
-        .ends_with(0)?;
-    story
-        .ctr(&["tasks", "exec", "--exec-id", "e1", "t2", "echo", "executed"])?
-        .prints("executed")?;
-    story.ctr(&["tasks", "pause", "t2"])?.ends_with(0)?;
-    story.ctr(&["tasks", "resume", "t2"])?.ends_with(0)?;
-    story.ctr(&["tasks", "metrics", "t2"])?.ends_with(0)?;
-    story
-        .ctr(&["tasks", "kill", "--signal", "SIGKILL", "t2"])?
-        .ends_with(0)?;
-    until("the end", || Ok(story.status("t2")? == "STOPPED"))?;
-    story.removed("t2", 137)?;
-    story.ctr(&["containers", "rm", "t2"])?.ends_with(0)?;
-    Ok(())
 }

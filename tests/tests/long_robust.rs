@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    ops::RangeFrom,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -10,13 +11,15 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use system_tests::{
     client::{
+        Runtime,
         containerd::{Containerd, Programs},
+        ctr::Story,
         leftovers::Leftovers,
     },
     container::{Bundle, FREEZE_THE_AGENT, with_the_guests_cgroups},
     slow_reader,
     steps::Who,
-    trials,
+    tasks, trials,
     verbs::{Container, eventually, eventually_within},
 };
 
@@ -31,35 +34,77 @@ const STOPPED: Duration = Duration::from_secs(150);
 const REASON: &str = "the agent has not answered for 60 s, while the virtual machine ran";
 
 /// The first step of a walk; one that was cut short is taken up again with `BULKHEAD_FIRST_STEP`.
-fn walk(who: Who) -> Result<()> {
+fn walk(who: Who, kill_at_steps: impl FnOnce(RangeFrom<usize>) -> Result<usize>) -> Result<()> {
     let first = match env::var("BULKHEAD_FIRST_STEP") {
         Ok(number) => number.parse().context("BULKHEAD_FIRST_STEP")?,
         Err(_) => 1,
     };
-    let kills = trials::kill_at_steps(who, first..)?;
+    let kills = kill_at_steps(first..)?;
     ensure!(kills > 1, "{who:?} has only {kills} steps from {first} on");
     println!("{who:?} was killed at {kills} steps from {first} on");
     Ok(())
 }
 
+/// A walk through a container's start by the command line.
+fn walk_a_start(who: Who) -> Result<()> {
+    walk(who, |steps| trials::kill_at_steps(who, steps))
+}
+
+/// A walk through a task's whole life below containerd.
+fn walk_a_life(who: Who) -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    let walked = walk(who, |steps| tasks::kill_at_steps(&story, who, steps));
+    story.tell(walked)?;
+    story.end()
+}
+
 #[test]
 fn a_create_that_is_killed_at_any_step_leaves_nothing_to_delete_force() -> Result<()> {
-    walk(Who::Command)
+    walk_a_start(Who::Command)
 }
 
 #[test]
 fn a_relay_that_is_killed_at_any_step_leaves_nothing_to_delete_force() -> Result<()> {
-    walk(Who::Relay)
+    walk_a_start(Who::Relay)
 }
 
 #[test]
 fn a_pods_process_that_is_killed_at_any_step_leaves_nothing_to_delete_force() -> Result<()> {
-    walk(Who::Pod)
+    walk_a_start(Who::Pod)
 }
 
 #[test]
 fn a_vmm_that_is_killed_at_any_step_leaves_nothing_to_delete_force() -> Result<()> {
-    walk(Who::Vmm)
+    walk_a_start(Who::Vmm)
+}
+
+#[test]
+fn a_shim_that_is_killed_at_any_step_of_its_start_leaves_nothing_to_containerd() -> Result<()> {
+    walk_a_life(Who::Command)
+}
+
+#[test]
+fn a_shim_that_is_killed_at_any_step_leaves_nothing_to_containerd() -> Result<()> {
+    walk_a_life(Who::Pod)
+}
+
+#[test]
+fn a_vmm_that_is_killed_at_any_step_leaves_nothing_to_containerd() -> Result<()> {
+    walk_a_life(Who::Vmm)
+}
+
+#[test]
+fn a_hundred_tasks_have_one_name_one_after_the_other() -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    story.tell(tasks::cycles(&story, 100))?;
+    story.end()
+}
+
+#[test]
+fn ten_tasks_at_once_do_not_grow_and_leave_nothing() -> Result<()> {
+    let story = Story::begin(Runtime::Bulkhead, Programs::Debian)?;
+    story.tell(tasks::at_once(&story, 10, 50))?;
+    story.end()
 }
 
 #[test]

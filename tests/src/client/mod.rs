@@ -6,6 +6,7 @@
 pub mod command;
 pub mod containerd;
 pub mod cri;
+pub mod ctr;
 pub mod docker;
 pub mod images;
 pub mod leftovers;
