@@ -3,7 +3,7 @@
 use std::{
     io::{self, IoSlice, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -13,11 +13,7 @@ use std::{
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::message::{Counters, MAX_LINE_BYTES, Reply, Request, State, Status};
-use crate::{
-    config::{DeviceConfig, Resource},
-    launch,
-    virtio::Link,
-};
+use crate::{config::DeviceConfig, launch, virtio::Link};
 
 /// How long a reply may take. The VMM may be taken over by its guest: nobody waits for it for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -133,10 +129,10 @@ impl Client {
         device: DeviceConfig,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u8, Error> {
-        let apart = disk_apart(&device, descriptors);
+        let apart = launch::set_apart(&device, descriptors);
         let mut descriptors = descriptors.to_vec();
-        if let Some((index, disk)) = &apart {
-            descriptors[*index] = disk.as_fd();
+        for (index, descriptor) in &apart {
+            descriptors[*index] = descriptor.as_fd();
         }
         match self.call(&Request::AddDevice { device }, &descriptors)? {
             Reply::Added { slot } => Ok(slot),
@@ -208,22 +204,6 @@ impl Client {
             }
         }
     }
-}
-
-/// The disk among `descriptors` that the VM may only read, such that a VMM that its guest has
-/// taken over cannot open it for writing.
-fn disk_apart(device: &DeviceConfig, descriptors: &[BorrowedFd<'_>]) -> Option<(usize, OwnedFd)> {
-    let DeviceConfig::Blk {
-        disk: Resource::Fd(number),
-        read_only: true,
-        ..
-    } = device
-    else {
-        return None;
-    };
-    let index = usize::try_from(*number).ok()?;
-    let disk = descriptors.get(index)?;
-    Some((index, launch::disk_apart(*disk)?))
 }
 
 /// Why a VM did not do as it was asked.

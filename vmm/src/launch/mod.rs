@@ -169,15 +169,7 @@ impl Launch {
     /// files can open descriptors again, and is privileged on the files behind them.
     fn set_apart(&mut self, config: &VmConfig) {
         let kvm = config.kvm.iter().map(|kvm| (kvm, Access::ReadWrite));
-        let devices = config.devices.iter().filter_map(|device| match device {
-            DeviceConfig::Blk {
-                disk,
-                read_only: true,
-                ..
-            } => Some((disk, Access::Read)),
-            DeviceConfig::Rng { source } => Some((source, Access::Read)),
-            _ => None,
-        });
+        let devices = config.devices.iter().flat_map(of_all_pods);
         for (resource, access) in kvm.chain(devices) {
             if let Resource::Fd(number) = resource
                 && let Some(passed) = self.passed(*number)
@@ -232,9 +224,38 @@ impl Launch {
     }
 }
 
-/// The same disk for a VMM that may only read it, as [`sys::opened_apart`] has it.
-pub(crate) fn disk_apart(disk: BorrowedFd<'_>) -> Option<OwnedFd> {
-    apart(disk, Access::Read)
+/// For a device that is added later, whose resources `Fd(n)` are the n-th of `descriptors`: those
+/// that [`Launch::spawn`] would set apart, with their places.
+pub(crate) fn set_apart(
+    device: &DeviceConfig,
+    descriptors: &[BorrowedFd<'_>],
+) -> Vec<(usize, OwnedFd)> {
+    let resources = of_all_pods(device).into_iter();
+    let apart = resources.filter_map(|(resource, access)| match resource {
+        Resource::Fd(number) => {
+            let index = usize::try_from(*number).ok()?;
+            Some((index, apart(*descriptors.get(index)?, access)?))
+        }
+        Resource::Path(_) => None,
+    });
+    apart.collect()
+}
+
+/// The files and devices of the host that a VM's device uses and other pods may use too.
+fn of_all_pods(device: &DeviceConfig) -> Vec<(&Resource, Access)> {
+    match device {
+        DeviceConfig::Blk {
+            disk,
+            read_only: true,
+            ..
+        } => vec![(disk, Access::Read)],
+        DeviceConfig::Rng { source } => vec![(source, Access::Read)],
+        DeviceConfig::Net(card) => {
+            let vhost = card.vhost.iter();
+            vhost.map(|vhost| (vhost, Access::ReadWrite)).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// `None` where the launcher may not mount, or for what is no file or device in a file system: it
