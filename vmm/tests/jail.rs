@@ -7,9 +7,10 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
             fs::{OpenOptionsExt, PermissionsExt},
+            net::UnixListener,
             process::ExitStatusExt,
         },
     },
@@ -21,11 +22,16 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use vmm::{
     config::{DeviceConfig, Resource, VmConfig},
+    control::{
+        self, Commands,
+        message::{Reply, Request},
+    },
     descriptors::{self, Descriptors},
     jail::{self, ThreadKind},
     launch::Launch,
     virtio::Kind,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 #[path = "jail/sys.rs"]
 mod sys;
@@ -55,6 +61,10 @@ const TESTS: &[(&str, fn())] = &[
     (
         "a_disk_that_is_only_read_cannot_be_opened_for_writing",
         a_disk_that_is_only_read_cannot_be_opened_for_writing,
+    ),
+    (
+        "a_disk_that_is_added_to_be_read_cannot_be_opened_for_writing",
+        a_disk_that_is_added_to_be_read_cannot_be_opened_for_writing,
     ),
     (
         "what_is_mounted_below_a_share_later_is_seen",
@@ -106,6 +116,7 @@ const NEED_ROOT: &[&str] = &[
     "a_shared_directory_has_no_way_up",
     "a_read_only_share_is_so_in_the_kernel",
     "a_disk_that_is_only_read_cannot_be_opened_for_writing",
+    "a_disk_that_is_added_to_be_read_cannot_be_opened_for_writing",
     "what_is_mounted_below_a_share_later_is_seen",
     "only_the_thread_of_a_share_may_act_on_files",
     "without_namespaces_the_jail_is_not_shut",
@@ -487,6 +498,43 @@ fn a_disk_that_is_only_read_cannot_be_opened_for_writing() {
         run_well(config),
         "Err(ReadOnlyFilesystem)\nErr(ReadOnlyFilesystem)\ncontents"
     );
+}
+
+/// A VMM that tries to write to what it is given.
+struct Writing;
+
+impl Commands for Writing {
+    fn carry_out(&mut self, _: Request, descriptors: Vec<OwnedFd>) -> Reply {
+        let path = format!("/proc/self/fd/{}", descriptors[0].as_raw_fd());
+        let again = File::options().write(true).open(path).map(drop);
+        Reply::Failed {
+            message: format!("{:?}", again.map_err(|error| error.kind())),
+        }
+    }
+}
+
+fn a_disk_that_is_added_to_be_read_cannot_be_opened_for_writing() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("control");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let ended = EventFd::new(0).unwrap();
+    let end = ended.try_clone().unwrap();
+    let server = thread::spawn(move || control::serve(listener.into(), &ended, &mut Writing));
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    let mut client = control::Client::connect(&socket).unwrap();
+    let mut add = |read_only| {
+        let device = DeviceConfig::Blk {
+            disk: Resource::Fd(0),
+            read_only,
+            serial: String::new(),
+        };
+        let error = client.add_device(device, &[disk.as_file().as_fd()]);
+        error.unwrap_err().to_string()
+    };
+    assert_eq!(add(true), "the VMM refuses: \"Err(ReadOnlyFilesystem)\"");
+    assert_eq!(add(false), "the VMM refuses: \"Ok(())\"");
+    end.write(1).unwrap();
+    server.join().unwrap().unwrap();
 }
 
 /// A mount, undone when dropped.
