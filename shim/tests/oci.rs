@@ -584,7 +584,7 @@ fn a_pod_without_descriptors_waits_for_some_and_takes_commands_then() {
     // Of a hundred.
     let used = ticks() - before;
     assert!(
-        used < 30,
+        used < 15,
         "{used} hundredths of a second were spent on waiting"
     );
     assert!(state.try_wait().expect("looked at").is_none());

@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     os::{fd::AsFd, unix::fs::PermissionsExt},
     process::{Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -77,8 +77,14 @@ fn a_command_that_a_signal_ended_has_128_and_its_number() -> Result<()> {
 
 #[test]
 fn a_missing_program_is_127_and_one_that_cannot_be_executed_126() -> Result<()> {
+    let begin = Instant::now();
+    assert_eq!(status(&["true"])?, 0);
+    let enough = begin.elapsed() + Duration::from_secs(5);
     let bundle = Bundle::new(&["/bin/absent"])?;
+    let begin = Instant::now();
     let output = bundle.run()?;
+    // Nothing is waited for that only this command's end would end.
+    ensure!(begin.elapsed() < enough, "{:?}", begin.elapsed());
     assert_eq!(output.status.code(), Some(127), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("/bin/absent"));
     bundle.nothing_is_left()?;
