@@ -7,7 +7,7 @@ use protocol::agent::{DeleteContainerRequest, SignalProcessRequest};
 use super::{
     Pod,
     entries::{Forgotten, Slot},
-    error::Error,
+    error::{Error, Kind},
     event::Event,
     process::{Exit, Process, ProcessId, Status},
 };
@@ -52,7 +52,7 @@ impl Pod {
                 Ok(_) => Ok(()),
                 // The machine ends with the last process in it, and all processes with it.
                 Err(sandbox::Error::Death { .. }) => Err(Error::state("container not running")),
-                Err(error) => Err(error.into()),
+                Err(error) => Err(unsignalled(error)),
             };
         }
         process.killed.notify_one();
@@ -65,7 +65,7 @@ impl Pod {
             Ok(_) => Ok(()),
             // It has ended in the meantime.
             Err(sandbox::Error::Death { .. }) => Ok(()),
-            Err(error @ sandbox::Error::Refused { .. }) => Err(error.into()),
+            Err(error @ sandbox::Error::Refused { .. }) => Err(unsignalled(error)),
             // Whatever is wrong with the guest, this ends it.
             Err(error) => {
                 tracing::warn!(%error, "the guest does not take a SIGKILL: its machine is ended");
@@ -144,8 +144,10 @@ impl Pod {
     /// Kills a process and waits for its end.
     async fn killed(&self, which: &ProcessId, process: &Process) -> Result<Exit, Error> {
         let all = which.exec.is_none();
+        // One that has ended in the guest is about to be known of.
         if let (Err(error), Status::Created | Status::Running | Status::Paused) =
             (self.kill(which, SIGKILL, all).await, process.status())
+            && error.kind() != Kind::State
         {
             tracing::debug!(process = %which, %error, "a process cannot be killed");
             if all {
@@ -229,5 +231,16 @@ impl Pod {
         self.sandbox.leave_networks().await;
         self.sandbox.leave_cgroup().await;
         self.sandbox.end();
+    }
+}
+
+/// Why the agent does not send a signal: mostly, since the process has ended in this moment.
+fn unsignalled(error: sandbox::Error) -> Error {
+    match error {
+        sandbox::Error::Refused {
+            code: ttrpc::Code::FAILED_PRECONDITION,
+            ..
+        } => Error::state("container not running"),
+        error => error.into(),
     }
 }
