@@ -242,7 +242,11 @@ impl Home {
                 }
                 Found::Changing(owner) if force => end(&owner)?,
                 Found::Changing(_) => return Err(Error::NotFound),
-                Found::Abandoned(path) => return self.undo(id, &path, force),
+                Found::Abandoned(path) => match self.undo(id, &path, force) {
+                    // Its owner had made the directory, and not yet said that it has it.
+                    Err(Error::State(StateError::Exists { .. })) => {}
+                    undone => return undone,
+                },
             }
             if Instant::now() > deadline {
                 return Err(self.restless("remove", id));
@@ -289,10 +293,13 @@ impl Home {
                     let _ = fs::remove_file(&entry);
                     removed.push(id);
                 }
-                Found::Abandoned(path) => {
-                    StateDir::undo_at(&path)?;
-                    removed.push(id);
-                }
+                Found::Abandoned(path) => match StateDir::undo_at(&path) {
+                    Err(StateError::Exists { .. }) => {}
+                    undone => {
+                        undone?;
+                        removed.push(id);
+                    }
+                },
                 Found::Nothing if is_link => removed.push(id),
                 _ => {}
             }
@@ -383,6 +390,16 @@ mod tests {
     #[test]
     fn one_whose_killed_owners_lock_is_held_a_moment_longer_is_deleted() {
         let web = Dying::for_a(Duration::from_millis(300));
+        web.home.delete(&web.id, true).expect("deleted");
+        assert!(!web.path().exists());
+        web.holder.join().expect("over");
+    }
+
+    #[test]
+    fn one_whose_owner_has_not_said_yet_who_it_is_is_waited_for() {
+        let web = Dying::for_a(Duration::from_millis(300));
+        fs::write(web.path().join("journal"), "").expect("nothing said");
+        assert_eq!(web.home.collect().expect("looked at"), []);
         web.home.delete(&web.id, true).expect("deleted");
         assert!(!web.path().exists());
         web.holder.join().expect("over");
