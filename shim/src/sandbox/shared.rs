@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -60,6 +60,8 @@ pub struct SharedTree {
     /// The top of the mount.
     top: OwnedFd,
     next: AtomicU32,
+    /// Whether all is let go of: by then the paths may be another's of the same name.
+    released: AtomicBool,
 }
 
 /// A container's place in the tree. Dropping it lets go of what is mounted there.
@@ -132,6 +134,7 @@ impl SharedTree {
             state: path,
             top,
             next: AtomicU32::new(0),
+            released: AtomicBool::new(false),
         }))
     }
 
@@ -155,9 +158,12 @@ impl SharedTree {
         Ok(place)
     }
 
-    /// Lets go of all mounts at once, when no container needs them any more.
+    /// Lets go of all mounts at once, when no container needs them any more. Twice is as good as
+    /// once.
     pub(super) fn release(&self) {
-        release(&self.state.join(SHARED));
+        if !self.released.swap(true, Ordering::Relaxed) {
+            release(&self.state.join(SHARED));
+        }
     }
 }
 
@@ -299,6 +305,10 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.tree.released.load(Ordering::Relaxed) {
+            // It goes with the sandbox's directory.
+            return;
+        }
         for path in self.mounted.iter().rev() {
             release(path);
         }
@@ -375,6 +385,35 @@ mod tests {
                 assert!(!flags.contains(FsFlags::ST_RDONLY), "{name}: {flags:?}");
                 assert!(File::open(path.join("null")).is_err(), "{name}");
             }
+        });
+    }
+
+    #[test]
+    fn what_is_left_of_a_removed_tree_is_no_harm_to_the_next_of_its_name() {
+        sys::apart(|| {
+            let directory = tempfile::tempdir().expect("a directory");
+            let namespace = Namespace::parse("default").expect("a name");
+            let id = ContainerId::parse("c").expect("an id");
+            let source = directory.path().join("source");
+            fs::create_dir_all(source.join("file")).expect("made");
+            let source = OwnedFd::from(File::open(&source).expect("open"));
+            let given = Given {
+                recursive: false,
+                read_only: ReadOnly::No,
+            };
+            let make = || {
+                let state = StateDir::create(directory.path(), &namespace, &id).expect("made");
+                let tree = SharedTree::make(&state).expect("a tree");
+                let mut place = tree.place().expect("a place");
+                place.root(&source, given).expect("the root");
+                (state, tree, place)
+            };
+            let (state, tree, place) = make();
+            tree.release();
+            drop(state);
+            let (_state, _tree, next) = make();
+            drop((place, tree));
+            assert!(next.host("rootfs/file").exists());
         });
     }
 }
