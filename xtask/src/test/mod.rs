@@ -56,7 +56,7 @@ watch() {
     echo "error: $program is not done after $limit s; who is there, and where:" >&2
     for task in /proc/[0-9]*/task/*; do
         readlink "$task/exe" >/dev/null || continue
-        echo "$task: $(tr '\0' ' ' <"$task/cmdline" | cut -c 1-200)"
+        printf '%s: %s\n' "$task" "$(LC_ALL=C tr -c '[:print:]' ' ' <"$task/cmdline" | cut -c 1-200)"
         cat "$task/stack"
     done >&2
 }
@@ -188,7 +188,10 @@ pub(crate) fn executables(project: &Project, package: &str, kind: &str) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::ffi::OsStr;
+    use std::io::{self, BufRead, BufReader};
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::process::CommandExt;
     use std::process::Stdio;
 
     use super::*;
@@ -219,12 +222,38 @@ mod tests {
 
     #[test]
     fn who_does_not_come_to_an_end_is_told() {
+        // What else runs may have any name: this is neither UTF-8 nor without meaning to a shell.
+        let mut other = Command::new("/bin/cat")
+            .arg0(OsStr::from_bytes(b"other\xff\n\\c"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut waits = run_each("1", &["/bin/cat"]).spawn().unwrap();
-        let told = BufReader::new(waits.stderr.take().unwrap()).lines();
-        let mut told = told.map_while(Result::ok);
-        assert!(told.any(|line| line.contains("/bin/cat is not done after 1 s")));
-        assert!(told.any(|line| line.starts_with("/proc/") && line.ends_with(": /bin/cat ")));
+        let mut told = BufReader::new(waits.stderr.take().unwrap());
+        let mut lines = Vec::new();
+        let both = |lines: &[String]| {
+            let is_told = |end: &str| {
+                let mut tasks = lines.iter().filter(|line| line.starts_with("/proc/"));
+                tasks.any(|line| line.ends_with(end))
+            };
+            is_told(": /bin/cat ") && is_told(r": other  \c ")
+        };
+        while !both(&lines) {
+            let mut line = Vec::new();
+            let read = told.read_until(b'\n', &mut line).unwrap();
+            assert!(read > 0, "only this was told:\n{}", lines.join("\n"));
+            let line = String::from_utf8_lossy(&line);
+            lines.push(line.trim_end_matches('\n').to_owned());
+        }
+        assert!(
+            lines[0].contains("/bin/cat is not done after 1 s"),
+            "{}",
+            lines[0]
+        );
         drop(waits.stdin.take());
+        io::copy(&mut told, &mut io::sink()).unwrap();
         assert!(waits.wait().unwrap().success());
+        drop(other.stdin.take());
+        assert!(other.wait().unwrap().success());
     }
 }
