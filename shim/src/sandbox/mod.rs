@@ -17,20 +17,22 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use protocol::{
-    Hello, HelloError, StreamId,
-    agent::{ConfigureGuestRequest, ConfigureGuestResponse, Empty, SharedDirectory},
+    agent::{ConfigureGuestRequest, ConfigureGuestResponse, SharedDirectory},
     agent_ttrpc::AgentClient,
 };
-use tokio::{io::AsyncReadExt, net::UnixStream, sync::Notify, time::timeout};
+use tokio::sync::Notify;
 
 mod agent;
 mod attachment;
+mod boot;
+mod calls;
 pub mod console;
 mod disks;
+mod error;
 mod frames;
 mod machine;
 mod plugging;
@@ -41,7 +43,9 @@ mod state;
 mod trace;
 mod vmm;
 
+pub(crate) use calls::no_limit;
 pub use console::Console;
+pub use error::{ConsoleTail, Error};
 pub use machine::{MAX_CPUS, MIN_MEMORY_MIB, Media, Size, cmdline};
 pub use pulse::Pace;
 pub(crate) use pulse::Signs;
@@ -53,31 +57,19 @@ pub use vmm::Death;
 
 use self::{
     attachment::Attachments,
+    boot::{draw_boot, hello},
+    calls::{CALL, connected, death},
     plugging::Wires,
     vmm::{Verdict, Vmm},
 };
 use crate::{
     cgroup::{self, Admission, CgroupPlan, HostCgroup},
     cni,
-    hooks::{self, HostHooks, Moment},
+    hooks::{HostHooks, Moment},
     id::{ContainerId, Namespace},
-    network::{self, Card, Network},
+    network::{Card, Network},
     sys,
-    text::printable,
 };
-
-/// How long one call to a running agent may take.
-const CALL: Duration = Duration::from_secs(30);
-
-/// How much longer for each CPU: the guest brings them online one by one, each with all others
-/// halted for a moment, and whatever comes meanwhile waits for that.
-const CALL_FOR_CPU: Duration = Duration::from_secs(2);
-
-/// How long after the end of a connection the end of the VMM is waited for.
-const DEATH: Duration = Duration::from_secs(5);
-
-/// The lines of the guest's console in an error.
-const CONSOLE_LINES: usize = 8;
 
 /// Bytes of entropy given to a guest.
 const ENTROPY: usize = 64;
@@ -156,147 +148,6 @@ pub struct Sandbox {
     boot_deadline: Duration,
     /// When the guest's clock began, on the trace's.
     guest_epoch_ns: u64,
-}
-
-/// Why a sandbox did not start, or what it could not do.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No directory for it.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// Something it is made from is missing.
-    #[error(transparent)]
-    Resources(#[from] ResourceError),
-    /// A hook of the configuration.
-    #[error(transparent)]
-    Hook(#[from] hooks::Error),
-    /// The pod's network.
-    #[error(transparent)]
-    Network(#[from] network::Error),
-    /// Networks that it is attached to.
-    #[error(transparent)]
-    Attach(#[from] cni::Error),
-    /// A card for an interface that came later.
-    #[error("cannot plug a card for the pod's interface {name:?} into the virtual machine")]
-    Plug {
-        /// The interface.
-        name: String,
-        /// What the VMM said.
-        #[source]
-        source: ::vmm::control::Error,
-    },
-    /// The cgroup is another container's.
-    #[error(
-        "the cgroup {} has processes of another container; name another by linux.cgroupsPath, or choose another id",
-        path.display()
-    )]
-    CgroupTaken {
-        /// Its directory.
-        path: PathBuf,
-    },
-    /// A disk that is plugged in or taken out.
-    #[error("cannot change the disks of the virtual machine")]
-    Disk(#[source] ::vmm::control::Error),
-    /// The tree of files that it shares with the host.
-    #[error(transparent)]
-    Shared(#[from] SharedError),
-    /// The host ran out of something.
-    #[error("cannot make {what} for the virtual machine")]
-    Make {
-        /// Of what.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The VMM could not be started.
-    #[error("cannot start the virtual machine")]
-    Launch(#[source] ::vmm::launch::Error),
-    /// The VMM ended before the agent came up.
-    #[error("the virtual machine ended while it booted: {death}{console}")]
-    BootDeath {
-        /// How.
-        death: Death,
-        /// The guest's last lines.
-        console: ConsoleTail,
-    },
-    /// The agent did not come up in time.
-    #[error(
-        "the guest did not boot within {seconds} s; try --start-timeout with more seconds, or `bulkhead check`{console}"
-    )]
-    BootDeadline {
-        /// The deadline.
-        seconds: u64,
-        /// The guest's last lines.
-        console: ConsoleTail,
-    },
-    /// The guest went away before, and its VMM did not.
-    #[error(
-        "the guest broke its connection to the host off before its agent was ready, and its virtual machine has not ended after {seconds} s; try `bulkhead check`{console}"
-    )]
-    BootHangUp {
-        /// How long its end was waited for, with the boot.
-        seconds: u64,
-        /// The guest's last lines.
-        console: ConsoleTail,
-    },
-    /// What came up is no agent of ours.
-    #[error(transparent)]
-    Hello(#[from] HelloError),
-    /// The VMM ended later.
-    #[error("the virtual machine ended while {doing}: {death}{console}")]
-    Death {
-        /// What was being done.
-        doing: &'static str,
-        /// How.
-        death: Death,
-        /// The guest's last lines.
-        console: ConsoleTail,
-    },
-    /// The guest's side is there and does not talk.
-    #[error("the connection to the guest failed while {doing}")]
-    Connection {
-        /// What was being done.
-        doing: &'static str,
-        /// How it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The agent did not answer in time.
-    #[error("the guest's agent did not answer within {seconds} s while {doing}")]
-    CallDeadline {
-        /// What was being done.
-        doing: &'static str,
-        /// The deadline.
-        seconds: u64,
-    },
-    /// The agent refused.
-    #[error("{message}")]
-    Refused {
-        /// What was being done.
-        doing: &'static str,
-        /// The agent's reason.
-        code: ttrpc::Code,
-        /// Its words, made printable.
-        message: String,
-    },
-}
-
-/// The guest's last lines, as they are appended to an error; none where they tell nothing.
-#[derive(Debug)]
-pub struct ConsoleTail(Option<Vec<String>>);
-
-impl std::fmt::Display for ConsoleTail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0.as_deref() {
-            None => Ok(()),
-            Some([]) => f.write_str("; the guest's console is empty"),
-            Some(lines) => {
-                f.write_str("; the guest's console ends with:")?;
-                lines.iter().try_for_each(|line| write!(f, "\n  | {line}"))
-            }
-        }
-    }
 }
 
 impl Sandbox {
@@ -470,156 +321,9 @@ impl Sandbox {
         self.tree.as_ref().map(shared).into_iter().collect()
     }
 
-    /// Lets the agent do something, which must be done soon. The death of the VMM ends the call at
-    /// once.
-    ///
-    /// # Errors
-    /// When the agent refuses or is silent, or the machine ends.
-    pub async fn call<T>(
-        &self,
-        doing: &'static str,
-        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
-    ) -> Result<T, Error> {
-        self.call_within(self.soon(), doing, call).await
-    }
-
-    /// As [`Sandbox::call`], for what a start waits for: who lets a guest boot for longer lets it do
-    /// this for longer, too.
-    ///
-    /// # Errors
-    /// As [`Sandbox::call`].
-    pub async fn call_at_start<T>(
-        &self,
-        doing: &'static str,
-        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
-    ) -> Result<T, Error> {
-        let deadline = (CALL + CALL_FOR_CPU * u32::from(self.size.cpus)).max(self.boot_deadline);
-        self.call_within(deadline, doing, call).await
-    }
-
-    /// As [`Sandbox::call`], with a deadline of its own.
-    ///
-    /// # Errors
-    /// As [`Sandbox::call`].
-    pub async fn call_within<T>(
-        &self,
-        deadline: Duration,
-        doing: &'static str,
-        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
-    ) -> Result<T, Error> {
-        let work = self.signs.work();
-        let done = self.ask_within(deadline, doing, call).await;
-        if let Ok(_) | Err(Error::Refused { .. }) = done {
-            work.done();
-        }
-        done
-    }
-
-    /// As [`Sandbox::call`], for what an agent answers at once: nothing of it waits for a disk, or
-    /// for files of the host.
-    ///
-    /// # Errors
-    /// As [`Sandbox::call`].
-    pub async fn ask<T>(
-        &self,
-        doing: &'static str,
-        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
-    ) -> Result<T, Error> {
-        self.ask_within(self.soon(), doing, call).await
-    }
-
-    /// As [`Sandbox::ask`], with a deadline of its own.
-    ///
-    /// # Errors
-    /// As [`Sandbox::call`].
-    pub async fn ask_within<T>(
-        &self,
-        deadline: Duration,
-        doing: &'static str,
-        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
-    ) -> Result<T, Error> {
-        let seconds = deadline.as_secs();
-        timeout(deadline, self.wait(doing, call))
-            .await
-            .unwrap_or(Err(Error::CallDeadline { doing, seconds }))
-    }
-
-    fn soon(&self) -> Duration {
-        CALL + CALL_FOR_CPU * u32::from(self.size.cpus)
-    }
-
-    /// Calls the agent for something that may take for ever. The death of the VMM ends the call
-    /// at once.
-    ///
-    /// # Errors
-    /// When the agent refuses or the machine ends.
-    pub async fn wait<T>(
-        &self,
-        doing: &'static str,
-        call: impl AsyncFnOnce(&AgentClient) -> ttrpc::Result<T>,
-    ) -> Result<T, Error> {
-        let answer = tokio::select! {
-            biased;
-            answer = call(&self.agent) => answer,
-            () = self.vmm.ended() => return Err(death(doing, &self.vmm, &self.console)),
-        };
-        if let Ok(_) | Err(ttrpc::Error::RpcStatus(_)) = answer {
-            self.signs.heard();
-        }
-        match answer {
-            Ok(answer) => Ok(answer),
-            Err(ttrpc::Error::RpcStatus(status)) => Err(Error::Refused {
-                doing,
-                code: status.code(),
-                message: printable(&status.message, 1000),
-            }),
-            Err(error) => {
-                Err(broken(doing, &self.vmm, &self.console, io::Error::other(error)).await)
-            }
-        }
-    }
-
-    /// Looks after the agent until the machine ends, which is what becomes of it when the agent
-    /// says nothing for too long.
-    pub async fn look_after_agent(&self) {
-        let asking = async || {
-            let ping = self.wait("asking for a sign of life", async |agent| {
-                agent.ping(no_limit(), &Empty::default()).await
-            });
-            if let Err(error) = ping.await {
-                tracing::debug!(%error, "the agent does not answer");
-            }
-            // Nothing else happens, or it would not have been asked.
-            sys::give_back();
-        };
-        let machine = pulse::Machine {
-            pid: self.vmm.pid(),
-            control: self.state.short_path(CONTROL),
-        };
-        tokio::select! {
-            biased;
-            () = self.vmm.ended() => {}
-            silent = pulse::silence(&self.signs, self.pace, machine, asking) => {
-                let seconds = silent.as_secs();
-                self.vmm.condemn(Verdict::Silent { seconds });
-            }
-        }
-    }
-
     /// Where it is noted that the agent was heard.
     pub(crate) fn signs(&self) -> &Signs {
         &self.signs
-    }
-
-    /// Opens a standard stream by its name.
-    ///
-    /// # Errors
-    /// When the agent does not take it.
-    pub async fn stream(&self, id: StreamId) -> Result<UnixStream, Error> {
-        let path = self.state.short_path(VSOCK);
-        let doing = "opening a standard stream";
-        let machine = (&self.vmm, &self.console);
-        connected(machine, doing, CALL, agent::stream(&path, id)).await
     }
 
     /// A place in the shared tree for one more container.
@@ -810,106 +514,6 @@ const VSOCK: &str = "vsock.sock";
 
 /// Where the VMM takes commands.
 const CONTROL: &str = "vmm.sock";
-
-/// Deadlines are kept here, where the death of the VMM is seen too.
-pub(crate) fn no_limit() -> ttrpc::context::Context {
-    ttrpc::context::with_timeout(0)
-}
-
-/// Waits for the agent's first words, the VMM's death or the deadline, whatever comes first.
-async fn hello(
-    ready: StdUnixStream,
-    vmm: &Vmm,
-    console: &Console,
-    deadline: Duration,
-) -> Result<Hello, Error> {
-    ready.set_nonblocking(true).map_err(make("a socket pair"))?;
-    let mut ready = UnixStream::from_std(ready).map_err(make("a socket pair"))?;
-    let begin = Instant::now();
-    let mut bytes = [0; Hello::LEN];
-    let heard = tokio::select! {
-        biased;
-        heard = timeout(deadline, ready.read_exact(&mut bytes)) => heard,
-        () = vmm.ended() => Ok(Err(io::ErrorKind::UnexpectedEof.into())),
-    };
-    let tail = || ConsoleTail(Some(console.last_lines(CONSOLE_LINES)));
-    match heard {
-        Ok(Ok(_)) => return Ok(Hello::from_bytes(&bytes)?),
-        Ok(Err(error)) => tracing::debug!(%error, "the guest says nothing any more"),
-        Err(_) => {
-            return Err(Error::BootDeadline {
-                seconds: deadline.as_secs(),
-                console: tail(),
-            });
-        }
-    }
-    // A process closes what it has open before it has ended, and a machine takes its time for what
-    // is between: as long as a boot may take, its death is waited for, which is the reason.
-    let patience = deadline.saturating_sub(begin.elapsed()).max(DEATH);
-    match timeout(patience, vmm.ended()).await {
-        Ok(()) => Err(Error::BootDeath {
-            death: vmm.death(),
-            console: tail(),
-        }),
-        Err(_) => Err(Error::BootHangUp {
-            seconds: begin.elapsed().as_secs(),
-            console: tail(),
-        }),
-    }
-}
-
-/// Adds the guest's own times to the trace and returns where its clock begins there. What the
-/// guest says is taken for no more than lies between the VMM's start and now.
-fn draw_boot(trace: &Trace, spawned_ns: u64, hello: Hello) -> u64 {
-    let now_ns = trace.now_ns();
-    let lasted_ns = now_ns - spawned_ns;
-    let ready_ns = hello.ready_ns.min(lasted_ns);
-    let main_ns = hello.main_ns.min(ready_ns);
-    let epoch_ns = now_ns - ready_ns;
-    trace.add("vm made, kernel entered", spawned_ns, epoch_ns);
-    trace.add("kernel booted", epoch_ns, epoch_ns + main_ns);
-    trace.add("agent ready", epoch_ns + main_ns, now_ns);
-    epoch_ns
-}
-
-/// Waits for a connection with a deadline; the VMM's death ends it.
-async fn connected<T>(
-    (vmm, console): (&Vmm, &Console),
-    doing: &'static str,
-    patience: Duration,
-    connection: impl Future<Output = io::Result<T>>,
-) -> Result<T, Error> {
-    tokio::select! {
-        biased;
-        result = timeout(patience, connection) => match result {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(source)) => Err(broken(doing, vmm, console, source).await),
-            Err(_) => Err(Error::CallDeadline {
-                doing,
-                seconds: patience.as_secs(),
-            }),
-        },
-        () = vmm.ended() => Err(death(doing, vmm, console)),
-    }
-}
-
-/// Why a connection broke: mostly because the VMM died, which is then told.
-async fn broken(doing: &'static str, vmm: &Vmm, console: &Console, source: io::Error) -> Error {
-    match timeout(DEATH, vmm.ended()).await {
-        Ok(()) => death(doing, vmm, console),
-        Err(_) => Error::Connection { doing, source },
-    }
-}
-
-fn death(doing: &'static str, vmm: &Vmm, console: &Console) -> Error {
-    let death = vmm.death();
-    let lines = (!death.is_dismissal()).then(|| console.last_lines(CONSOLE_LINES));
-    Error::Death {
-        doing,
-        death,
-        console: ConsoleTail(lines),
-    }
-}
 
 fn make(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Make { what, source }
