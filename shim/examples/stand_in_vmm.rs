@@ -30,10 +30,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, Read, Write},
-    os::{
-        fd::{FromRawFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::OwnedFd, unix::fs::FileExt},
     pin::Pin,
     sync::{
         Arc, Condvar, Mutex,
@@ -71,7 +68,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
-    let config: VmConfig = serde_json::from_reader(fd(3))?;
+    let config: VmConfig = serde_json::from_reader(sys::fd(3))?;
     let mut script = String::new();
     opened(&config.boot.kernel).read_to_string(&mut script)?;
     let (word, rest) = script.trim().split_once(' ').unwrap_or((script.trim(), ""));
@@ -198,16 +195,9 @@ impl Babble {
     }
 }
 
-/// A descriptor that the process was started with.
-#[expect(unsafe_code, reason = "descriptors are named by number")]
-fn fd(number: i32) -> File {
-    // SAFETY: the launcher passed it and each is taken once.
-    File::from(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 fn opened(resource: &Resource) -> File {
     match resource {
-        Resource::Fd(number) => fd(*number),
+        Resource::Fd(number) => sys::fd(*number),
         Resource::Path(path) => panic!("{} was not opened", path.display()),
     }
 }
@@ -649,4 +639,19 @@ impl Agent for StandIn {
 
 fn refuse<T>(code: Code, text: &str) -> ttrpc::Result<T> {
     Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, text)))
+}
+
+/// What the compiler cannot check.
+#[expect(unsafe_code, reason = "descriptors are named by number")]
+mod sys {
+    use std::{
+        fs::File,
+        os::fd::{FromRawFd, OwnedFd},
+    };
+
+    /// A descriptor that the process was started with.
+    pub(super) fn fd(number: i32) -> File {
+        // SAFETY: the launcher passed it and each is taken once.
+        File::from(unsafe { OwnedFd::from_raw_fd(number) })
+    }
 }

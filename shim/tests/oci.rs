@@ -4,10 +4,7 @@
 
 use std::{
     fs,
-    os::{
-        fd::OwnedFd,
-        unix::{net::UnixListener, process::CommandExt},
-    },
+    os::unix::{net::UnixListener, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -629,7 +626,7 @@ fn the_console_socket_gets_the_terminal() {
     let verb = ["create", "--bundle", &bundle, "--console-socket", &socket];
     host.made(host.making(&verb, "web"));
     let (stream, _) = listener.accept().expect("accepted");
-    let mut master = fs::File::from(received(&stream));
+    let mut master = fs::File::from(sys::received(&stream));
     host.ok(&["start", "web"]);
     std::io::Write::write_all(&mut master, b"hello\n").expect("written");
     let mut echo = [0; 6];
@@ -642,25 +639,6 @@ fn the_console_socket_gets_the_terminal() {
     assert!(bare.contains("without setting console socket"), "{bare}");
     host.ok(&["delete", "-f", "web"]);
     host.assert_nothing_is_left();
-}
-
-/// The descriptor that comes with a message.
-#[expect(unsafe_code, reason = "descriptors come as numbers")]
-fn received(stream: &std::os::unix::net::UnixStream) -> OwnedFd {
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
-    use std::os::fd::{AsRawFd, FromRawFd};
-    let mut bytes = [0; 64];
-    let mut slices = [std::io::IoSliceMut::new(&mut bytes)];
-    let mut space = nix::cmsg_space!([i32; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags);
-    let message = message.expect("received");
-    let mut controls = message.cmsgs().expect("whole");
-    match controls.next() {
-        // SAFETY: the kernel has just made the descriptor for this process.
-        Some(ControlMessageOwned::ScmRights(fds)) => unsafe { OwnedFd::from_raw_fd(fds[0]) },
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -900,4 +878,34 @@ fn many_cycles_and_many_at_once_leave_nothing() {
         }
     });
     host.assert_nothing_is_left();
+}
+
+/// What the compiler cannot check.
+#[expect(unsafe_code, reason = "descriptors come as numbers")]
+mod sys {
+    use std::{
+        io::IoSliceMut,
+        os::{
+            fd::{AsRawFd, FromRawFd, OwnedFd},
+            unix::net::UnixStream,
+        },
+    };
+
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+
+    /// The descriptor that comes with a message.
+    pub(super) fn received(stream: &UnixStream) -> OwnedFd {
+        let mut bytes = [0; 64];
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let mut space = nix::cmsg_space!([i32; 1]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags);
+        let message = message.expect("received");
+        let mut controls = message.cmsgs().expect("whole");
+        match controls.next() {
+            // SAFETY: the kernel has just made the descriptor for this process.
+            Some(ControlMessageOwned::ScmRights(fds)) => unsafe { OwnedFd::from_raw_fd(fds[0]) },
+            other => panic!("{other:?}"),
+        }
+    }
 }
