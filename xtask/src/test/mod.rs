@@ -35,13 +35,13 @@ const LONG_PACKAGES: &str =
 const LONG_TIMEOUT_S: &str = "7200";
 
 /// Seconds for a program of system tests.
-const LIMIT_S: &str = "1200";
+const LIMIT_S: &str = "1800";
 
 /// Seconds for a program of long tests.
 const LONG_LIMIT_S: &str = "5400";
 
 /// Seconds for all system tests together in the lab.
-const LAB_TIMEOUT_S: &str = "2700";
+const LAB_TIMEOUT_S: &str = "3600";
 
 /// Runs each program in turn, its tests one by one, the rest after a failure too, and fails if one
 /// did. The first argument is the seconds after which it is told where everybody is in the kernel;
@@ -50,7 +50,8 @@ const RUN_EACH: &str = r#"
 limit=$1 failed=
 shift
 watch() {
-    trap 'kill $clock; exit' TERM
+    clock=
+    trap '[ -z "$clock" ] || kill $clock 2>/dev/null; exit' TERM
     sleep $limit >/dev/null 2>&1 & clock=$!
     wait $clock
     echo "error: $program is not done after $limit s; who is there, and where:" >&2
@@ -228,7 +229,8 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut waits = run_each("1", &["/bin/cat"]).spawn().unwrap();
+        // By then both are what they are to be, also on a busy machine.
+        let mut waits = run_each("5", &["/bin/cat"]).spawn().unwrap();
         let mut told = BufReader::new(waits.stderr.take().unwrap());
         let mut lines = Vec::new();
         let both = |lines: &[String]| {
@@ -246,7 +248,7 @@ mod tests {
             lines.push(line.trim_end_matches('\n').to_owned());
         }
         assert!(
-            lines[0].contains("/bin/cat is not done after 1 s"),
+            lines[0].contains("/bin/cat is not done after 5 s"),
             "{}",
             lines[0]
         );
