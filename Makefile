@@ -3,7 +3,8 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 # What make builds it builds whole: the state for incremental builds would only double the disk it takes (5 GiB).
 export CARGO_INCREMENTAL ?= 0
-xtask := cargo run --quiet --package xtask --
+# What is built is for all users: virtual machines run as others than who builds.
+xtask := umask 022; cargo run --quiet --package xtask --
 
 .PHONY: build setup demo test test-long bench check
 
@@ -11,7 +12,7 @@ build: setup    ## programs, agent, guest kernel and guest image, into target/bu
 	$(xtask) build
 
 setup:          ## the Debian packages that are missing
-	@xtask/setup
+	@umask 022; xtask/setup
 
 demo: setup     ## a container in its own virtual machine, on real input
 	$(xtask) demo

@@ -20,7 +20,7 @@ pub fn sh(script: &str) -> Result<String> {
 /// # Errors
 /// When it does not, within 20 seconds.
 pub fn curl(url: &str) -> Result<String> {
-    sh(&format!("curl -gsS --max-time 20 '{url}'"))
+    sh(&format!("curl -gsS --noproxy '*' --max-time 20 '{url}'"))
 }
 
 /// The rules of the packet filter that have a word, such as a container's address or port.

@@ -219,7 +219,7 @@ fn a_container_in_a_namespace_of_cni_plug_ins_has_their_networks() -> Result<()>
         "tc qdisc add dev {veth} root netem loss 5% delay 2ms"
     ))?;
     let sum = format!(
-        "curl -gsS --max-time 50 http://{address}/large | md5sum; md5sum < {}/www/large",
+        "curl -gsS --noproxy '*' --max-time 110 http://{address}/large | md5sum; md5sum < {}/www/large",
         root.display()
     );
     let sums = sh(&sum)?;
@@ -228,7 +228,7 @@ fn a_container_in_a_namespace_of_cni_plug_ins_has_their_networks() -> Result<()>
     sh(&format!("tc qdisc del dev {veth} root"))?;
 
     // The end comes while packets fly; the client finds its namespace as it was.
-    let load = format!("while :; do curl -gs http://{address}/large; done");
+    let load = format!("while :; do curl -gs --noproxy '*' http://{address}/large; done");
     let load = Background::start(Command::new("sh").args(["-c", &load]))?;
     std::thread::sleep(Duration::from_millis(500));
     run.signal(Signal::SIGTERM)?;

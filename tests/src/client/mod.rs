@@ -39,19 +39,19 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// Both, the reference first, or the one that `RUNTIME` names.
+    /// Both, the reference first, or the one that `BULKHEAD_RUNTIME` names.
     ///
     /// # Errors
     /// When it names none.
     pub fn all() -> Result<Vec<Self>> {
         let all = [Self::Runc, Self::Bulkhead];
-        let Some(wanted) = std::env::var_os("RUNTIME") else {
+        let Some(wanted) = std::env::var_os("BULKHEAD_RUNTIME") else {
             return Ok(all.to_vec());
         };
         let named: Vec<_> = all.into_iter().filter(|one| wanted == one.name()).collect();
         ensure!(
             !named.is_empty(),
-            "RUNTIME is {wanted:?}, neither runc nor bulkhead"
+            "BULKHEAD_RUNTIME is {wanted:?}, neither runc nor bulkhead"
         );
         Ok(named)
     }

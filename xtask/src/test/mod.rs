@@ -45,10 +45,13 @@ const LAB_TIMEOUT_S: &str = "3600";
 
 /// Runs each program in turn, its tests one by one, the rest after a failure too, and fails if one
 /// did. The first argument is the seconds after which it is told where everybody is in the kernel;
-/// a minute later a program that still is not done is ended.
+/// a minute later a program that still is not done is ended. The environment's proxies are not for the
+/// tests, whose servers are on this machine, nor is its directory for temporary files, whose path may
+/// be too long for sockets.
 const RUN_EACH: &str = r#"
 limit=$1 failed=
 shift
+unset TMPDIR http_proxy https_proxy ftp_proxy all_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY
 watch() {
     clock=
     trap '[ -z "$clock" ] || kill $clock 2>/dev/null; exit' TERM
@@ -100,13 +103,17 @@ pub(crate) fn all(project: &Project, options: &Options) -> Result<()> {
 }
 
 fn unit(project: &Project) -> Result<()> {
-    run(cargo().current_dir(&project.root).args([
-        "test",
-        "--workspace",
-        "--exclude",
-        SYSTEM_TESTS,
-        "--no-fail-fast",
-    ]))?;
+    run(cargo()
+        .current_dir(&project.root)
+        .args([
+            "test",
+            "--workspace",
+            "--exclude",
+            SYSTEM_TESTS,
+            "--no-fail-fast",
+        ])
+        // Its path may be too long for sockets.
+        .env_remove("TMPDIR"))?;
     fuzz::compile_quick(project)
 }
 
