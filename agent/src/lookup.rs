@@ -226,10 +226,15 @@ mod tests {
 
     use super::*;
 
-    /// A port of the loopback that nobody has.
+    /// A port of the loopback that nobody has, of neither transport.
     async fn free() -> SocketAddr {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
-        socket.local_addr().expect("an address")
+        loop {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+            let address = socket.local_addr().expect("an address");
+            if TcpListener::bind(address).await.is_ok() {
+                return address;
+            }
+        }
     }
 
     async fn started(at: SocketAddr) -> UnixStream {

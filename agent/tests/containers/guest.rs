@@ -54,11 +54,16 @@ pub(crate) fn serve(directory: &Path) -> ! {
         serve_sockets(0, sockets, Path::new("/run/bulkhead"), power.clone())
             .await
             .expect("an agent");
-        fs::write(directory.join("ready"), "").expect("a file");
+        // It is there with a rename, which leaves no descriptor to be counted.
+        fs::write(directory.join("new"), "").expect("a file");
+        fs::rename(directory.join("new"), directory.join("ready")).expect("a file");
         power.wait().await;
     });
     std::process::exit(0)
 }
+
+/// How many agents there were.
+static AGENTS: AtomicU64 = AtomicU64::new(0);
 
 /// The host's side of one agent.
 pub(crate) struct Guest {
@@ -88,6 +93,7 @@ pub(crate) struct Output {
 impl Guest {
     /// Starts an agent with a busybox root.
     pub(crate) fn start() -> Self {
+        AGENTS.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::tempdir().expect("a directory");
         make_root(&directory.path().join("root"));
         let agent = Command::new("unshare")
@@ -148,13 +154,13 @@ impl Guest {
     }
 
     pub(crate) async fn ping(&self) {
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         let answered = self.client().ping(context, &message::Empty::new()).await;
         answered.expect("a sign of life");
     }
 
     pub(crate) async fn agent_rss_kib(&self) -> u64 {
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         let stats = self
             .client()
             .guest_stats(context, &message::Empty::new())
@@ -165,7 +171,7 @@ impl Guest {
     pub(crate) async fn pids(&self, id: &str) -> Vec<u32> {
         let mut request = message::ListProcessesRequest::new();
         request.container_id = id.into();
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         let listed = self.client().list_processes(context, &request).await;
         listed.expect("a list").pids
     }
@@ -187,7 +193,7 @@ impl Guest {
         let mut request = message::ResizeTerminalRequest::new();
         request.container_id = id.into();
         (request.width, request.height) = (width, height);
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         self.client().resize_terminal(context, &request).await
     }
 
@@ -254,7 +260,7 @@ impl Guest {
         request.container_id = id.into();
         request.spec = spec.to_string().into_bytes();
         request.placeholder = true;
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         let made = self.client().create_container(context, &request).await?;
         self.start_process(id, "").await?;
         Ok(made.pid)
@@ -263,7 +269,7 @@ impl Guest {
     /// Starts a container that stays, in a cgroup of its name.
     pub(crate) async fn stay_as(&self, id: &str, spec: &Value) {
         let mut spec = spec.clone();
-        spec["linux"]["cgroupsPath"] = format!("/bulkhead-agent-test/{id}").into();
+        spec["linux"]["cgroupsPath"] = cgroup_of(id).into();
         let none = message::Streams::new();
         self.create_with(id, &spec, none)
             .await
@@ -287,14 +293,14 @@ impl Guest {
         let mut request = message::ProcessStateRequest::new();
         request.container_id = id.into();
         request.exec_id = exec.into();
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         self.client().process_state(context, &request).await
     }
 
     pub(crate) async fn stats(&self, id: &str) -> message::ContainerStatsResponse {
         let mut request = message::ContainerStatsRequest::new();
         request.container_id = id.into();
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         let stats = self.client().container_stats(context, &request).await;
         stats.expect("stats")
     }
@@ -307,7 +313,7 @@ impl Guest {
         let mut request = message::UpdateContainerRequest::new();
         request.container_id = id.into();
         request.resources = resources.to_string().into_bytes();
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         self.client().update_container(context, &request).await
     }
 
@@ -323,7 +329,7 @@ impl Guest {
         let mut request = message::ListProcessesRequest::new();
         request.container_id = id.into();
         request.details = true;
-        let context = context::with_timeout(5_000_000_000);
+        let context = context::with_timeout(30_000_000_000);
         let listed = self.client().list_processes(context, &request).await;
         listed.expect("a list").processes
     }
@@ -482,10 +488,39 @@ impl Guest {
             .map(|line| line.split(' ').collect::<Vec<_>>())
             .find(|fields| fields.get(2) == Some(&"cgroup2"))
             .map(|fields| PathBuf::from(fields[1]));
-        if let Some(hierarchy) = hierarchy {
-            let _ = fs::remove_dir(hierarchy.join("bulkhead-agent-test"));
+        let Some(cgroup) = hierarchy.map(|hierarchy| hierarchy.join(cgroup_of_all())) else {
+            return;
+        };
+        // The kernel may still be ending who was in them.
+        let began = std::time::Instant::now();
+        while fs::read_to_string(cgroup.join("cgroup.events"))
+            .is_ok_and(|events| events.contains("populated 1"))
+            && began.elapsed().as_secs() < 20
+        {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        remove_cgroup(&cgroup);
+    }
+}
+
+/// The cgroup of all containers of this agent, and of no other: the one before may still have some.
+fn cgroup_of_all() -> String {
+    let agents = AGENTS.load(Ordering::Relaxed);
+    format!("bulkhead-agent-test-{}-{agents}", std::process::id())
+}
+
+/// A container's cgroup in it.
+pub(crate) fn cgroup_of(id: &str) -> String {
+    format!("/{}/{id}", cgroup_of_all())
+}
+
+fn remove_cgroup(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
         }
     }
+    let _ = fs::remove_dir(path);
 }
 
 /// A stream whose other side is closed.
@@ -549,7 +584,7 @@ pub(crate) fn spec(args: &[&str]) -> Value {
              "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}
         ],
         "linux": {
-            "cgroupsPath": "/bulkhead-agent-test/c",
+            "cgroupsPath": cgroup_of("c"),
             "namespaces": [
                 {"type": "pid"}, {"type": "network"}, {"type": "ipc"},
                 {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}

@@ -5,7 +5,7 @@ use protocol::{Namespace, agent as message, agent::LifeState};
 use serde_json::{Value, json};
 use ttrpc::Code;
 
-use crate::guest::{Guest, failure, process, spec, stay};
+use crate::guest::{Guest, cgroup_of, failure, process, spec, stay};
 
 stories! {
     a_placeholder_stands_for_the_pod_without_a_process,
@@ -44,7 +44,7 @@ fn pause() -> Value {
         "hostname": "the-pod",
         "process": {"args": ["/pause"], "cwd": "/"},
         "linux": {
-            "cgroupsPath": "/bulkhead-agent-test/pause",
+            "cgroupsPath": cgroup_of("pause"),
             "sysctl": {"kernel.msgmax": "9000"},
         }
     })
@@ -122,7 +122,10 @@ async fn containers_that_share_the_pods_pids_see_each_other(guest: &Guest) {
         "{seen}"
     );
     // An orphan's end is collected by the first process, which does nothing else.
-    let orphan = "(sh -c 'sleep 0.1' &); sleep 0.5; cat /proc/[0-9]*/stat | grep -c ') Z ' || true";
+    let orphan = "zombies() { cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; }; \
+                  (sh -c 'sleep 0.1' &); sleep 0.5; i=0; \
+                  while [ $(zombies) != 0 ] && [ $((i += 1)) -lt 50 ]; do sleep 0.1; done; \
+                  zombies || true";
     assert_eq!(guest.sh_in("b", orphan).await, "0\n");
     assert_eq!(
         guest
@@ -267,7 +270,7 @@ async fn a_wait_may_come_before_the_start(guest: &Guest) {
     request.container_id = "c".into();
     request.exec_id = "e".into();
     request.process = process(&["sh", "-c", "exit 4"]).to_string().into_bytes();
-    let context = ttrpc::context::with_timeout(5_000_000_000);
+    let context = ttrpc::context::with_timeout(30_000_000_000);
     guest
         .client()
         .exec_process(context, &request)
@@ -284,11 +287,17 @@ async fn processes_are_told_with_their_arguments(guest: &Guest) {
     let mut spec = spec(&["sh", "-c", "sleep 1000 & wait"]);
     spec["process"]["user"] = json!({"uid": 1000, "gid": 100});
     stay(guest, &spec).await;
-    while guest.pids("c").await.len() < 2 {
-        tokio::task::yield_now().await;
-    }
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    let details = guest.details("c").await;
+    // It has forked, executed the other program, and that one sleeps.
+    let began = std::time::Instant::now();
+    let details = loop {
+        let details = guest.details("c").await;
+        let sleeps =
+            |of: &message::ProcessDetails| of.arguments.starts_with(b"sleep") && of.state == "S";
+        if details.get(1).is_some_and(sleeps) || began.elapsed().as_secs() > 5 {
+            break details;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
     assert_eq!(details[0].arguments, b"sh\0-c\0sleep 1000 & wait\0");
     assert_eq!(
         (details[0].container_pid, details[0].uid, details[0].gid),
@@ -349,7 +358,7 @@ async fn a_root_of_layers_takes_writes_in_memory(guest: &Guest) {
         layer.source = source.to_str().unwrap().into();
         root.layers.push(layer);
     }
-    let context = ttrpc::context::with_timeout(5_000_000_000);
+    let context = ttrpc::context::with_timeout(30_000_000_000);
     guest
         .client()
         .create_container(context, &request)
