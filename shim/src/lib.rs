@@ -38,3 +38,5 @@ pub mod task;
 pub mod text;
 
 mod sys;
+#[cfg(test)]
+mod testing;

@@ -3,6 +3,7 @@
 //! whatever is killed, and whenever, the next command leaves nothing behind.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::{net::UnixListener, process::CommandExt},
     path::{Path, PathBuf},
@@ -28,7 +29,7 @@ static TURN: Mutex<()> = Mutex::new(());
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What fails at once takes less, also on a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 /// How many times something is repeated; more by an environment variable.
 fn rounds(few: usize) -> usize {
@@ -533,7 +534,7 @@ fn an_exec_in_a_frozen_container_is_refused_or_waits_until_that_is_not() {
     };
     // One that is ended while it waits leaves nothing to be waited for.
     let mut given_up = waiting();
-    kill(Pid::from_raw(given_up.id() as i32), Signal::SIGINT).expect("sent");
+    kill(Pid::from_raw(given_up.id() as i32), Signal::SIGTERM).expect("sent");
     assert_eq!(given_up.wait().expect("ends").code(), None);
     let mut exec = waiting();
     host.ok(&["resume", "web"]);
@@ -547,11 +548,21 @@ fn a_pod_without_descriptors_waits_for_some_and_takes_commands_then() {
     let host = Host::new();
     host.create("bundle", "web");
     let pod = host.owner("web").to_string();
-    let open = fs::read_dir(format!("/proc/{pod}/fd")).expect("descriptors");
-    let open: Vec<u32> = open
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let listed = || -> BTreeSet<u32> {
+        let open = fs::read_dir(format!("/proc/{pod}/fd")).expect("descriptors");
+        open.flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    };
+    // Those that it has for a moment only are not there twice.
+    let mut open = listed();
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let before = std::mem::replace(&mut open, listed());
+        if open == before {
+            break;
+        }
+    }
     let free = (0..)
         .find(|number| !open.contains(number))
         .expect("a number");
@@ -581,7 +592,7 @@ fn a_pod_without_descriptors_waits_for_some_and_takes_commands_then() {
     // Of a hundred.
     let used = ticks() - before;
     assert!(
-        used < 15,
+        used < 40,
         "{used} hundredths of a second were spent on waiting"
     );
     assert!(state.try_wait().expect("looked at").is_none());

@@ -428,7 +428,7 @@ async fn a_vmm_whose_end_is_long_after_its_connections_is_told_with_its_words() 
 async fn a_guest_that_breaks_off_while_its_vmm_lives_on_is_told_as_such() {
     let host = Host::with("hangup 1000000 never");
     let mut plan = host.plan();
-    plan.deadline = Duration::from_millis(300);
+    plan.deadline = Duration::from_secs(3);
     let error = Sandbox::start(plan, &Trace::start()).await;
     let error = error.expect_err("failed");
     assert!(matches!(error, Error::BootHangUp { .. }), "{error}");
@@ -440,7 +440,7 @@ async fn a_guest_that_breaks_off_while_its_vmm_lives_on_is_told_as_such() {
 async fn a_guest_that_never_boots_is_given_up_with_its_last_lines() {
     let host = Host::with("silent Kernel panic - not syncing");
     let mut plan = host.plan();
-    plan.deadline = Duration::from_millis(300);
+    plan.deadline = Duration::from_secs(3);
     let error = Sandbox::start(plan, &Trace::start()).await;
     let error = error.expect_err("failed");
     assert!(matches!(error, Error::BootDeadline { .. }), "{error}");
@@ -517,7 +517,8 @@ async fn a_vmm_that_is_killed_ends_all_waits_with_a_status_and_the_rest_still_an
     );
     for at in [ends.2, starting.1, counting.1] {
         let took = at.saturating_duration_since(killed);
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        // Much less than a call's deadline.
+        assert!(took < Duration::from_secs(10), "{took:?}");
     }
     assert_eq!(ends.0.expect("ended").status, 137);
     assert_eq!(ends.1.expect("ended").status, 137);
@@ -685,6 +686,7 @@ async fn an_agent_that_lies_is_heard_of_its_own_containers_and_drops_no_others_e
     let host = Host::with("boot then lie");
     let pod = host.pod().await;
     let mut events = pod.events();
+    let begin = Instant::now();
     bounded(PATIENCE, async {
         let web = host.started(&pod, "web", &["wait"]).await;
         host.started(&pod, "other", &["wait"]).await;
@@ -698,6 +700,7 @@ async fn an_agent_that_lies_is_heard_of_its_own_containers_and_drops_no_others_e
         assert_eq!(stats.memory_current_bytes, u64::MAX);
     })
     .await;
+    let most = 3 + begin.elapsed().as_secs() as usize;
     let told: Vec<Event> = std::iter::from_fn(|| match events.try_recv() {
         Ok(event) => Some(event),
         Err(broadcast::error::TryRecvError::Lagged(lost)) => panic!("{lost} are lost"),
@@ -709,7 +712,7 @@ async fn an_agent_that_lies_is_heard_of_its_own_containers_and_drops_no_others_e
         told.iter().filter(oom).count()
     };
     // With one answer a second.
-    assert!((2..=5).contains(&of("web")), "{told:?}");
+    assert!((2..=most).contains(&of("web")), "{told:?}");
     let all = told
         .iter()
         .filter(|event| matches!(event, Event::Oom { .. }));

@@ -216,6 +216,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::testing::soon;
 
     fn image() -> tempfile::NamedTempFile {
         let image = tempfile::NamedTempFile::new().expect("a file");
@@ -233,6 +234,7 @@ mod tests {
         let reader = Disk::find(image.path(), true).expect("found");
         reader.claim().expect_err("written by another");
         drop(had);
+        soon(|| reader.claim().ok());
         let readers = [reader.claim(), reader.claim()];
         assert!(readers.iter().all(Result::is_ok), "{readers:?}");
         disk.claim().expect_err("read by others");

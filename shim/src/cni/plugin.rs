@@ -274,17 +274,12 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::testing::executable;
 
     /// Plug-ins that are shell scripts.
     pub(in crate::cni) fn scripts(directory: &Path, scripts: &[(&str, &str)]) -> Plugins {
         for (name, script) in scripts {
-            let (text, path) = (directory.join("text"), directory.join(name));
-            fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
-            fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
-            // By another process: what this one has open for writing, a child that another test is
-            // just starting may have, too, and nobody executes it then.
-            let copied = Command::new("cp").args([&text, &path]).status().unwrap();
-            assert!(copied.success());
+            executable(&directory.join(name), &format!("#!/bin/sh\n{script}\n"));
         }
         Plugins(vec![PathBuf::from("/nonexistent"), directory.to_owned()])
     }

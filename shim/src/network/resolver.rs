@@ -227,9 +227,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_is_asked_and_answered_both_ways() {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
-        let address = udp.local_addr().expect("an address");
-        let tcp = tokio::net::TcpListener::bind(address).await.expect("bound");
+        // Another process may have the port of the other transport.
+        let (udp, tcp, address) = loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+            let address = udp.local_addr().expect("an address");
+            if let Ok(tcp) = tokio::net::TcpListener::bind(address).await {
+                break (udp, tcp, address);
+            }
+        };
         tokio::spawn(async move {
             let mut buffer = [0; 64];
             let (length, from) = udp.recv_from(&mut buffer).await.expect("asked");

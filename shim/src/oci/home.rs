@@ -344,23 +344,24 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, process::Command, thread};
+    use std::{fs::File, process::Command, sync::mpsc, thread};
 
     use nix::fcntl::{Flock, FlockArg};
 
     use super::*;
 
-    /// What is left of a container whose owner was killed, the lock of whose journal is held for a
-    /// while.
+    /// What is left of a container whose owner was killed, the lock of whose journal is held until
+    /// it is said how much longer.
     struct Dying {
         root: tempfile::TempDir,
         home: Home,
         id: ContainerId,
+        last: mpsc::Sender<Duration>,
         holder: thread::JoinHandle<()>,
     }
 
     impl Dying {
-        fn for_a(moment: Duration) -> Self {
+        fn new() -> Self {
             let root = tempfile::tempdir().expect("a directory");
             let namespace = Namespace::parse("default").expect("a name");
             let path = root.path().join("default/web");
@@ -371,15 +372,22 @@ mod tests {
             fs::write(path.join("journal"), line).expect("written");
             let journal = File::open(path.join("journal")).expect("opened");
             let lock = Flock::lock(journal, FlockArg::LockExclusive).expect("locked");
+            let (last, moment) = mpsc::channel();
             Self {
                 home: Home::new(root.path(), &namespace),
                 id: ContainerId::parse("web").expect("a name"),
                 root,
+                last,
                 holder: thread::spawn(move || {
-                    thread::sleep(moment);
+                    thread::sleep(moment.recv().unwrap_or_default());
                     drop(lock);
                 }),
             }
+        }
+
+        fn lasts(&self, moment_ms: u64) {
+            let moment = Duration::from_millis(moment_ms);
+            self.last.send(moment).expect("held");
         }
 
         fn path(&self) -> PathBuf {
@@ -389,7 +397,8 @@ mod tests {
 
     #[test]
     fn one_whose_killed_owners_lock_is_held_a_moment_longer_is_deleted() {
-        let web = Dying::for_a(Duration::from_millis(300));
+        let web = Dying::new();
+        web.lasts(300);
         web.home.delete(&web.id, true).expect("deleted");
         assert!(!web.path().exists());
         web.holder.join().expect("over");
@@ -397,9 +406,10 @@ mod tests {
 
     #[test]
     fn one_whose_owner_has_not_said_yet_who_it_is_is_waited_for() {
-        let web = Dying::for_a(Duration::from_millis(300));
+        let web = Dying::new();
         fs::write(web.path().join("journal"), "").expect("nothing said");
         assert_eq!(web.home.collect().expect("looked at"), []);
+        web.lasts(300);
         web.home.delete(&web.id, true).expect("deleted");
         assert!(!web.path().exists());
         web.holder.join().expect("over");
@@ -407,7 +417,8 @@ mod tests {
 
     #[test]
     fn one_whose_killed_owner_dies_slowly_is_known_all_the_while() {
-        let web = Dying::for_a(Duration::from_millis(500));
+        let web = Dying::new();
+        web.lasts(500);
         let record = serde_json::json!({
             "ociVersion": "1.0.2", "id": "web", "pid": 1, "bundle": "/b", "rootfs": "/b/rootfs",
             "created": "", "owner": 0, "annotations": {}

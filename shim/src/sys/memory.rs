@@ -62,10 +62,14 @@ mod tests {
 
     #[test]
     fn a_program_goes_on_when_its_memory_was_given_back() {
-        let before = mapped_kib();
-        give_back();
-        let after = mapped_kib();
-        assert!(after < before, "{after} of {before} KiB are left");
+        // Other tests use memory meanwhile.
+        let mut seen = Vec::new();
+        while seen.iter().all(|(before, after)| after >= before) {
+            assert!(seen.len() < 20, "KiB before and after: {seen:?}");
+            let before = mapped_kib();
+            give_back();
+            seen.push((before, mapped_kib()));
+        }
         assert_eq!(format!("{:?}", vec![1.5; 2]), "[1.5, 1.5]");
     }
 }

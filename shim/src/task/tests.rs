@@ -4,7 +4,6 @@
 use std::{
     fs,
     io::{self, PipeWriter, Write},
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -37,6 +36,7 @@ use crate::{
     id::{ContainerId, Namespace},
     pod::{Pod, PodPlan},
     sandbox::{Files, Pace, Purpose, Size, Surroundings, Trace},
+    testing::executable,
 };
 
 /// A shim that serves a pod, and a client of it.
@@ -413,8 +413,7 @@ async fn one_that_is_deleted_while_it_is_made_is_gone_when_it_was_made() {
         begun = path("begun").display(),
         go = path("go").display()
     );
-    fs::write(path("logger"), script).expect("written");
-    fs::set_permissions(path("logger"), fs::Permissions::from_mode(0o755)).expect("set");
+    executable(&path("logger"), &script);
     let mut request = shim.creation(&["wait"]);
     request.stdout = format!("binary://{}", path("logger").display());
 

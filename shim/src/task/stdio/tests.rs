@@ -1,12 +1,12 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::unix::fs::PermissionsExt,
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use super::*;
+use crate::testing::{executable, soon};
 
 fn owner() -> Namespace {
     Namespace::parse("default").expect("a name")
@@ -48,9 +48,9 @@ async fn a_pipe_is_opened_without_its_reader_and_keeps_what_is_written_before_it
         .open(&name)
         .expect("opened");
     drop(file);
-    let mut text = String::new();
-    reader.read_to_string(&mut text).expect("read to the end");
-    assert_eq!(text, "early");
+    let mut bytes = Vec::new();
+    soon(|| reader.read_to_end(&mut bytes).ok());
+    assert_eq!(bytes, b"early");
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn input_ends_when_the_client_and_the_shim_have_closed_it() {
     let waits = reader.read(&mut buffer).expect_err("no end yet").kind();
     assert_eq!(waits, io::ErrorKind::WouldBlock);
     streams.kept.stdin.close();
-    assert_eq!(reader.read(&mut buffer).expect("read"), 0);
+    assert_eq!(soon(|| reader.read(&mut buffer).ok()), 0);
 }
 
 #[tokio::test]
@@ -149,8 +149,7 @@ fn logger(directory: &tempfile::TempDir) -> (String, PathBuf) {
         "#!/bin/sh\necho \"$CONTAINER_NAMESPACE $CONTAINER_ID $1 $2\" > {log}\nexec 5>&-\ncat <&3 >> {log}\ncat <&4 >> {log}\n",
         log = log.display()
     );
-    fs::write(&program, script).expect("written");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("changed");
+    executable(&program, &script);
     (format!("binary://{}?key=value", program.display()), log)
 }
 
