@@ -134,7 +134,7 @@ impl Loopback {
         let lo = links.iter().find(|link| link.flags.is_loopback());
         let lo = lo.ok_or(Error::NoLoopback)?.index;
         let program = syn::program();
-        let (frames, sender) = namespace
+        let frames = namespace
             .run(|| {
                 // a file that cannot be written may say what it should already
                 for setting in SETTINGS {
@@ -142,19 +142,19 @@ impl Loopback {
                         fs::write(setting, "1")?;
                     }
                 }
-                Ok((sys::frames(lo, &program)?, sys::sender(lo, syn::MARK)?))
+                sys::frames(lo, &program, syn::MARK)
             })
             .map_err(step("watch"))?;
         let frames = watch_readable(frames).map_err(step("watch"))?;
         let filter = Filter::drop(kernel, lo, &program).map_err(step("filter what comes in at"))?;
         let shared = Arc::new(Shared {
             namespace: namespace.clone(),
-            sender,
+            frames,
             dial: Box::new(move || Box::pin(dial())),
             room: Arc::new(Semaphore::new(room())),
             listeners: Mutex::default(),
         });
-        let task = tokio::spawn(shared.serve(frames)).abort_handle();
+        let task = tokio::spawn(shared.serve()).abort_handle();
         Ok(Self {
             task,
             _filter: filter,
@@ -170,7 +170,8 @@ impl Drop for Loopback {
 
 struct Shared {
     namespace: Namespace,
-    sender: OwnedFd,
+    /// Where the first packets come in, and go on their way.
+    frames: AsyncFd<OwnedFd>,
     dial: Box<Dial>,
     room: Arc<Semaphore>,
     listeners: Mutex<Listeners>,
@@ -198,14 +199,14 @@ enum Ended {
 
 impl Shared {
     /// Takes first packets for ever. Whatever is made of them ends with this.
-    async fn serve(self: Arc<Self>, frames: AsyncFd<OwnedFd>) {
+    async fn serve(self: Arc<Self>) {
         let mut asked = HashSet::new();
         let mut tasks = JoinSet::new();
         let mut refused = Refused::default();
         let mut buffer = [0; FRAME];
         loop {
             tokio::select! {
-                frame = receive(&frames, &mut buffer) => {
+                frame = receive(&self.frames, &mut buffer) => {
                     let frame = match frame {
                         Ok(len) => &mut buffer[..len],
                         Err(error) => {
@@ -272,7 +273,7 @@ impl Shared {
 
     /// Lets a packet that was held back go on its way.
     fn let_go(&self, syn: Syn, frame: &[u8]) {
-        if let Err(error) = send(self.sender.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT) {
+        if let Err(error) = send(self.frames.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT) {
             tracing::debug!(to = %syn.to, %error, "cannot pass a connection to the loopback on");
         }
     }

@@ -14,11 +14,14 @@ use std::{
 use netlink::Instruction;
 
 /// A socket that receives the frames of the interface `index` that `program` wants, in the
-/// calling thread's namespace.
+/// calling thread's namespace, and sends frames there, each with `mark`.
+///
+/// It is one for both: the end of each such socket waits until no processor of the host can see
+/// it any more, which is 10 ms and more.
 ///
 /// # Errors
 /// When the caller may not, or the kernel refuses.
-pub(super) fn frames(index: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
+pub(super) fn frames(index: u32, program: &[Instruction], mark: u32) -> io::Result<OwnedFd> {
     let socket = packet_socket()?;
     let mut instructions: Vec<_> = program
         .iter()
@@ -34,19 +37,8 @@ pub(super) fn frames(index: u32, program: &[Instruction]) -> io::Result<OwnedFd>
         filter: instructions.as_mut_ptr(),
     };
     set(&socket, libc::SO_ATTACH_FILTER, &filter)?;
-    bind(&socket, index, libc::ETH_P_ALL as u16)?;
-    Ok(socket)
-}
-
-/// A socket that sends frames at the interface `index`, each with `mark`.
-///
-/// # Errors
-/// As [`frames`].
-pub(super) fn sender(index: u32, mark: u32) -> io::Result<OwnedFd> {
-    let socket = packet_socket()?;
     set(&socket, libc::SO_MARK, &mark)?;
-    // a protocol of 0 receives nothing
-    bind(&socket, index, 0)?;
+    bind(&socket, index, libc::ETH_P_ALL as u16)?;
     Ok(socket)
 }
 

@@ -221,6 +221,7 @@ impl Pod {
     pub async fn shutdown(&self) {
         self.let_go_of_disks().await;
         self.sandbox.dismiss();
+        self.sandbox.leave_loopback();
         self.sandbox.ended().await;
         let mut tasks = std::mem::take(&mut *self.tasks());
         while tasks.join_next().await.is_some() {}

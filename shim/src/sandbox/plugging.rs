@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Wires {
     // Dropped first: it is in the namespace that the other may end.
-    _loopback: Option<Loopback>,
+    loopback: Option<Loopback>,
     /// Name servers on the namespace's loopback.
     resolvers: HashMap<IpAddr, Resolver>,
     vsock: PathBuf,
@@ -44,7 +44,7 @@ impl Wires {
             );
         });
         Self {
-            _loopback: loopback.ok(),
+            loopback: loopback.ok(),
             resolvers: HashMap::new(),
             vsock,
             network,
@@ -83,6 +83,15 @@ impl Sandbox {
                 let dial = async move { agent::lookup(&vsock).await };
                 Resolver::start(network.namespace(), *address, dial)
             });
+        }
+    }
+
+    /// Leads no connection to the guest any more: its machine is about to end. What the kernel needs
+    /// for this, it needs at the same time as for the machine's end.
+    pub fn leave_loopback(&self) {
+        if let Some(wires) = &mut *self.wires() {
+            wires.loopback = None;
+            wires.resolvers.clear();
         }
     }
 
