@@ -23,6 +23,9 @@ use crate::guest::bin;
 /// Enough for a busy lab machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Clean-up by others goes on after a command has ended.
+const CLEAN_UP: Duration = Duration::from_secs(30);
+
 /// Seconds that a guest may take to boot there.
 const START_TIMEOUT: &str = "100";
 
@@ -40,7 +43,7 @@ pub struct Run {
 }
 
 /// What a run may make outside its directory.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Made {
     mounts: BTreeSet<String>,
     cgroups: BTreeSet<PathBuf>,
@@ -153,7 +156,9 @@ impl Bundle {
         run.output()
     }
 
-    /// Fails unless everything that was made for the container is gone.
+    /// Fails unless everything that was made for the container is gone, or soon is: who was left
+    /// to others when its parent was killed is waited for by them, and what others make meanwhile is
+    /// not ours.
     ///
     /// # Errors
     /// When something is left.
@@ -161,11 +166,19 @@ impl Bundle {
         let entries = fs::read_dir(self.state().join("default"));
         let state: Vec<_> = entries.into_iter().flatten().flatten().collect();
         ensure!(state.is_empty(), "state is left: {state:?}");
-        let vmms = processes("bulkhead-vmm")?;
-        ensure!(vmms.is_empty(), "processes are left: {vmms:?}");
-        let after = Made::now()?;
-        ensure!(after == self.before, "left: {after:?}");
-        Ok(())
+        let deadline = Instant::now() + CLEAN_UP;
+        loop {
+            let vmms = processes("bulkhead-vmm")?;
+            let left = Made::now()?.without(&self.before);
+            if vmms.is_empty() && left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "left: {left:?} and the processes {vmms:?}"
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     fn state(&self) -> PathBuf {
@@ -317,6 +330,18 @@ impl Made {
                 .filter(|path| path.is_dir())
                 .collect(),
         })
+    }
+
+    /// What is not in `other`.
+    fn without(self, other: &Self) -> Self {
+        Self {
+            mounts: &self.mounts - &other.mounts,
+            cgroups: &self.cgroups - &other.cgroups,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.mounts.is_empty() && self.cgroups.is_empty()
     }
 }
 

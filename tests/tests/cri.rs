@@ -77,11 +77,8 @@ fn pod(cri: &Cri, runtime: Runtime, directory: &Path) -> Result<()> {
     let listed = cri.call("ListContainers", &Message::default().message(1, &filter))?;
     ensure!(listed.count(1) == 2, "{listed:?}");
     let wanted = usize::from(runtime.is_ours());
-    ensure!(
-        machines()? == wanted,
-        "{} machines for one pod",
-        machines()?
-    );
+    until("one machine for one pod", || Ok(machines()? == wanted))
+        .with_context(|| format!("{:?} machines run", machines()))?;
 
     let script = "echo $A $(hostname) $(cat /sys/fs/cgroup/memory.max); cat /shared/file; \
                   echo err >&2; exit 9";
@@ -141,6 +138,5 @@ fn pod(cri: &Cri, runtime: Runtime, directory: &Path) -> Result<()> {
     let status = cri.tell("PodSandboxStatus", &sandbox.id)?.message(1)?;
     ensure!(status.number(3)? == 1, "still ready: {status:?}");
     cri.tell("RemovePodSandbox", &sandbox.id)?;
-    ensure!(machines()? == 0, "the machine runs on");
-    Ok(())
+    until("the machine's end", || Ok(machines()? == 0))
 }
