@@ -111,10 +111,10 @@ echo "<3>nobody is at home" > /dev/kmsg
 exec /bin/busybox sleep 1000
 "#;
     let image = image(bundle.path(), init)?;
-    let output = bundle.run_with(&["--image", &image, "--start-timeout", "10"])?;
+    let output = bundle.run_with(&["--image", &image, "--start-timeout", "40"])?;
     let lines = refusal(&output)?;
     assert!(
-        lines.contains("the guest did not boot within 10 s"),
+        lines.contains("the guest did not boot within 40 s"),
         "{lines}"
     );
     assert!(lines.contains("nobody is at home"), "{lines}");

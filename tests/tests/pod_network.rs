@@ -15,7 +15,10 @@ use netlink::{Change, Socket};
 use nix::sys::socket::{setsockopt, sockopt};
 use protocol::agent::ConfigureNetworkRequest;
 use shim::network::{Left, Loopback, Namespace, Network, Reason};
-use system_tests::guest::{Guest, Plan};
+use system_tests::{
+    client::until,
+    guest::{Guest, Plan},
+};
 use vmm::config::DeviceConfig;
 
 /// A namespace and what is made for it at the host, removed when dropped.
@@ -114,7 +117,11 @@ fn every_interface_of_a_pod_is_joined_with_its_guest() -> Result<()> {
     guest.sh("ping -c 1 -W 5 10.8.0.1 && ping -c 1 -W 5 fd08::1 && ping -c 1 -W 5 10.7.0.1")?;
     // who calls the pod reaches the guest and not the namespace
     guest.sh("(echo from the guest | nc -l -p 80) &")?;
-    let answer = run("timeout", "20 busybox nc -w 5 10.8.0.2 80")?;
+    let mut answer = String::new();
+    until("the guest's server", || {
+        answer = run("timeout", "20 busybox nc -w 5 10.8.0.2 80").unwrap_or_default();
+        Ok(!answer.is_empty())
+    })?;
     assert_eq!(answer, "from the guest\n");
 
     // What comes later is found, and only that.

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use nix::{
     },
 };
 use serde_json::json;
-use system_tests::{container::Bundle, slow_reader};
+use system_tests::{client::until, container::Bundle, slow_reader};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -81,13 +82,18 @@ fn a_missing_program_is_127_and_one_that_cannot_be_executed_126() -> Result<()> 
     assert_eq!(status(&["true"])?, 0);
     let enough = begin.elapsed() + Duration::from_secs(5);
     let bundle = Bundle::new(&["/bin/absent"])?;
-    let begin = Instant::now();
-    let output = bundle.run()?;
-    // Nothing is waited for that only this command's end would end.
-    ensure!(begin.elapsed() < enough, "{:?}", begin.elapsed());
-    assert_eq!(output.status.code(), Some(127), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("/bin/absent"));
-    bundle.nothing_is_left()?;
+    // Nothing is waited for that only this command's end would end. A machine that is busy with
+    // others may take as long, so one quick end of several is enough.
+    let mut times = Vec::new();
+    while times.iter().all(|time| *time >= enough) {
+        ensure!(times.len() < 3, "{times:?}");
+        let begin = Instant::now();
+        let output = bundle.run()?;
+        times.push(begin.elapsed());
+        assert_eq!(output.status.code(), Some(127), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("/bin/absent"));
+        bundle.nothing_is_left()?;
+    }
 
     let bundle = Bundle::new(&["/tmp/text"])?;
     fs::write(bundle.rootfs().join("tmp/text"), "no program")?;
@@ -151,7 +157,8 @@ fn signals_reach_the_command() -> Result<()> {
 
 #[test]
 fn a_terminal_has_its_size_and_follows_its_changes() -> Result<()> {
-    let script = "stty size; read answer; stty size; echo $answer | cat; tty=$(stty -g)";
+    let script = "stty size; until [ \"$(stty size)\" = '25 80' ]; do sleep 0.1; done; stty size; \
+                  read answer; echo $answer | cat; tty=$(stty -g)";
     let bundle = Bundle::new(&["sh", "-c", script])?;
     bundle.edit(|config| config["process"]["terminal"] = json!(true))?;
     let size = |ws_row, ws_col| Winsize {
@@ -176,9 +183,8 @@ fn a_terminal_has_its_size_and_follows_its_changes() -> Result<()> {
         nix::unistd::Pid::from_raw(child.id() as i32),
         Signal::SIGWINCH,
     )?;
-    std::thread::sleep(Duration::from_secs(2));
-    terminal.write_all(b"yes\r")?;
     expect(&mut terminal, "25 80")?;
+    terminal.write_all(b"yes\r")?;
     expect(&mut terminal, "yes")?;
     assert_eq!(child.wait()?.code(), Some(0));
     let mode = tcgetattr(&pty.slave)?;
@@ -325,14 +331,8 @@ fn a_command_that_is_killed_takes_its_machine_along_and_its_name_is_free_again()
     let vmm = run.vmm()?;
     run.signal(Signal::SIGKILL)?;
     run.child.wait()?;
-    let gone = || !std::path::Path::new(&format!("/proc/{vmm}")).exists();
-    for _ in 0..100 {
-        if gone() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(gone(), "the VMM lives on");
+    let vmm = Path::new("/proc").join(vmm.to_string());
+    until("the VMM's end", || Ok(!vmm.exists()))?;
     assert_eq!(bundle.run()?.status.code(), Some(0));
     bundle.nothing_is_left()
 }
