@@ -229,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn the_callers_proxies_and_directory_are_not_the_tests() {
+        let mut env = run_each("60", &["/usr/bin/env"]);
+        let names = ["http_proxy", "HTTPS_PROXY", "all_proxy", "TMPDIR"];
+        for name in names.iter().chain(&["BULKHEAD_PREFIX"]) {
+            env.env(name, "/nowhere");
+        }
+        let stdout = String::from_utf8(env.output().unwrap().stdout).unwrap();
+        assert!(stdout.contains("BULKHEAD_PREFIX=/nowhere"), "{stdout}");
+        for name in names {
+            assert!(!stdout.contains(name), "{stdout}");
+        }
+    }
+
+    #[test]
     fn who_does_not_come_to_an_end_is_told() {
         // What else runs may have any name: this is neither UTF-8 nor without meaning to a shell.
         let mut other = Command::new("/bin/cat")
