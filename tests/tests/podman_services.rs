@@ -1,6 +1,6 @@
 //! podman, from Debian's package: what goes beyond `podman.rs`.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Result, ensure};
 use system_tests::client::{
@@ -54,11 +54,8 @@ fn leaves_and_returns_to_a_terminal(podman: &Podman) -> Result<()> {
     let (status, shown) = other.end()?;
     ensure!(status == 9, "exec ended with {status}: {shown:?}");
 
-    terminal.type_in("\x10")?;
-    // Podman knows its keys only one by one.
-    std::thread::sleep(Duration::from_millis(500));
-    terminal.type_in("\x11")?;
-    terminal.end()?;
+    // Podman knows its keys, Ctrl-P and Ctrl-Q, only one by one.
+    terminal.end_by(&["\x10", "\x11"])?;
     ensure!(podman.inspect("term", "{{.State.Status}}")? == "running");
     let mut terminal = podman.terminal(&["attach", "term"])?;
     terminal.type_in("echo $((8 * 8)); exit 7\r")?;

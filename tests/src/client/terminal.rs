@@ -123,6 +123,33 @@ impl Terminal {
         )?)
     }
 
+    /// Types keys, each by itself, and all again every few seconds until the command ends; returns
+    /// its status and what was still shown.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end_by(mut self, keys: &[&str]) -> Result<(i32, String)> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            for key in keys {
+                self.type_in(key)?;
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            let again = Instant::now() + Duration::from_secs(5);
+            while Instant::now() < again {
+                if self.child.try_wait()?.is_some() {
+                    return self.end();
+                }
+                self.take()?;
+            }
+        }
+        bail!(
+            "`{}` does not end by {keys:?}; it shows {:?}",
+            self.line,
+            self.shown
+        );
+    }
+
     /// Waits for the command's end and returns its status and what was still shown.
     ///
     /// # Errors
