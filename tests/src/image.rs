@@ -154,10 +154,18 @@ impl Layout {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, execution: &Value) -> Result<Digest> {
+        self.save_for("amd64", execution)
+    }
+
+    /// As [`Layout::save`], for machines of an architecture.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_for(&self, architecture: &str, execution: &Value) -> Result<Digest> {
         let layers: Vec<_> = self.layers.iter().map(|(layer, _)| layer).collect();
         let diff_ids: Vec<_> = self.layers.iter().map(|(_, diff_id)| diff_id).collect();
         let config = json!({
-            "architecture": "amd64", "os": "linux", "created": "2020-09-13T12:26:40Z",
+            "architecture": architecture, "os": "linux", "created": "2020-09-13T12:26:40Z",
             "config": execution,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });

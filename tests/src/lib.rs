@@ -7,6 +7,7 @@ pub mod hold;
 pub mod host;
 pub mod image;
 pub mod loopback;
+pub mod registry;
 pub mod scratch;
 pub mod slow_reader;
 pub mod steps;

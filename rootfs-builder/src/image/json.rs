@@ -58,6 +58,9 @@ pub struct Platform {
     pub architecture: String,
     /// Its operating system.
     pub os: String,
+    /// Which of several kinds of the architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
 }
 
 impl Platform {

@@ -8,16 +8,18 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+mod index;
 pub mod json;
 mod source;
 mod store;
 
-pub use source::{Source, for_our_machines};
+pub use index::{DOCUMENTS_MAX, for_our_machines};
+pub use source::Source;
 pub use store::{
     Error as StoreError, Freed, Listed, Name, PART_SUFFIX, Record, Removed, Store, Stored,
 };
 
-use self::json::{Config, Descriptor, Document, Platform};
+use self::json::{Config, Descriptor, Document};
 use crate::digest::{Digest, Hashing};
 use crate::erofs::{self, Written};
 use crate::filesystem::{FileSystem, Spool};
@@ -64,14 +66,26 @@ pub enum Error {
     /// Indexes in indexes.
     #[error("an index leads to an index, and that to another, without end")]
     TooManyIndexes,
-    /// No image of the tag, or no tag where there are several.
-    #[error("no single image for the tag {tag:?}; there are: {}", tags.join(", "))]
+    /// No image of the tag, or more than one.
+    #[error("no single image for the tag {tag:?}; there are: {}", names(tags))]
     NoTag {
         /// What was asked for.
         tag: String,
         /// What there is.
         tags: Vec<String>,
     },
+    /// Several images where none was asked for.
+    #[error(
+        "there are several images; put one of the tags behind the place and a colon: {}",
+        names(tags)
+    )]
+    NoneChosen {
+        /// What there is.
+        tags: Vec<String>,
+    },
+    /// Nothing that could run.
+    #[error("there is no image, neither for linux/amd64 nor for others")]
+    NoImage,
     /// An image for other machines.
     #[error("the image is not for linux/amd64 but for {}", platforms.join(", "))]
     NotForUs {
@@ -220,12 +234,14 @@ impl Image {
             name: name(&layer.digest),
             declared: Some(layer),
         });
+        let parsed = Config::parse(&config)
+            .map_err(|source| Error::document("the configuration", source))?;
+        index::for_our_machine(&parsed.platform)?;
         Ok(Self {
             id: Digest::of(&config),
             names: Vec::new(),
             manifest: Some(manifest),
-            config: Config::parse(&config)
-                .map_err(|source| Error::document("the configuration", source))?,
+            config: parsed,
             config_bytes: config,
             layers: layers.collect(),
         })
@@ -294,13 +310,6 @@ pub fn build(
     output: &mut File,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Written, Error> {
-    let platform = &image.config.platform;
-    if !platform.is_ours() {
-        let Platform { os, architecture } = platform;
-        return Err(Error::NotForUs {
-            platforms: vec![format!("{os}/{architecture}")],
-        });
-    }
     let digests = &image.config.rootfs.diff_ids;
     if image.layers.len() != digests.len() {
         return Err(Error::LayerCount {
@@ -388,6 +397,23 @@ impl Stack {
         let (length, digest) = content.finish();
         self.budget.unpacked_bytes(length)?;
         Ok(digest)
+    }
+}
+
+/// What a stranger's document says, short and without anything that a terminal obeys.
+fn printable(text: &str) -> String {
+    const SHOWN: usize = 80;
+    text.chars()
+        .take(SHOWN)
+        .flat_map(char::escape_debug)
+        .collect()
+}
+
+/// Tags for an error.
+fn names(tags: &[String]) -> String {
+    match tags {
+        [] => "none with a tag".to_owned(),
+        tags => tags.join(", "),
     }
 }
 

@@ -7,8 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::index::{DOCUMENTS_MAX, for_our_machine, for_our_machines};
 use super::json::{self, DOCUMENT_MAX, Descriptor, Document};
-use super::{Error, Image, LayerFile};
+use super::{Error, Image, LayerFile, printable};
 use crate::digest::Digest;
 use crate::filesystem::{Extent, Piece};
 use crate::layer::tar;
@@ -16,11 +17,11 @@ use crate::layer::tar;
 /// The annotation of an index's entry that is its tag.
 const TAG: &str = "org.opencontainers.image.ref.name";
 
+/// As many tags are told of.
+const TAGS_SHOWN: usize = 20;
+
 /// As many members of an archive are looked at.
 const MEMBERS_MAX: usize = 100_000;
-
-/// As many indexes lead to an image at most.
-const INDEXES_MAX: usize = 4;
 
 /// Named files that an image is read from.
 #[derive(Debug)]
@@ -104,19 +105,23 @@ impl Source {
             None => true,
             Some(tag) => name_of(entry).is_some_and(|name| name == tag),
         };
-        let found: Vec<&Descriptor> = manifests.iter().filter(tagged).collect();
+        let found: Vec<Descriptor> = manifests.iter().filter(tagged).cloned().collect();
+        let tags = || listed(manifests.iter().filter_map(name_of));
         let mut entry = match (&found[..], tag) {
-            ([entry], _) => (*entry).clone(),
+            ([entry], _) => entry.clone(),
             ([], Some(tag)) => {
                 return Err(Error::NoTag {
                     tag: tag.to_owned(),
-                    tags: manifests.iter().filter_map(name_of).cloned().collect(),
+                    tags: tags(),
                 });
             }
+            (several, None) if several.iter().filter_map(name_of).nth(1).is_some() => {
+                return Err(Error::NoneChosen { tags: tags() });
+            }
             // Images for several machines may lie side by side.
-            _ => for_our_machines(&manifests)?,
+            (several, _) => for_our_machines(several)?,
         };
-        for _ in 0..INDEXES_MAX {
+        for _ in 0..DOCUMENTS_MAX {
             let name = blob(&entry.digest);
             let bytes = self.document(&name, Some(&entry))?;
             match parse(&name, &bytes)? {
@@ -154,17 +159,26 @@ impl Source {
             None => true,
             Some(name) => entry.repo_tags.iter().flatten().any(|tag| tag == name),
         };
-        let mut found = entries.iter().filter(named);
-        let (Some(entry), None) = (found.next(), found.next()) else {
+        let found: Vec<&Entry> = entries.iter().filter(named).collect();
+        let tags = || {
             let tags = entries.iter().flat_map(|entry| entry.repo_tags.iter());
-            return Err(Error::NoTag {
-                tag: name.unwrap_or_default().to_owned(),
-                tags: tags.flatten().cloned().collect(),
-            });
+            listed(tags.flatten())
+        };
+        let entry = match (&found[..], name) {
+            ([entry], _) => *entry,
+            ([], None) => return Err(Error::NoImage),
+            (_, None) => return Err(Error::NoneChosen { tags: tags() }),
+            (_, Some(name)) => {
+                return Err(Error::NoTag {
+                    tag: name.to_owned(),
+                    tags: tags(),
+                });
+            }
         };
         let config_bytes = self.document(&entry.config, None)?;
         let config = json::Config::parse(&config_bytes)
             .map_err(|source| Error::document(&entry.config, source))?;
+        for_our_machine(&config.platform)?;
         let layers = entry.layers.iter().map(|name| LayerFile {
             name: name.clone(),
             declared: None,
@@ -214,29 +228,9 @@ fn name_of(entry: &Descriptor) -> Option<&String> {
     entry.annotations.as_ref()?.get(TAG)
 }
 
-/// The image of an index that runs on machines of ours.
-///
-/// # Errors
-///
-/// When there is none, or more than one that does not say for what it is.
-pub fn for_our_machines(manifests: &[Descriptor]) -> Result<Descriptor, Error> {
-    let ours = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|p| p.is_ours());
-    if let Some(entry) = manifests.iter().find(ours) {
-        return Ok(entry.clone());
-    }
-    match manifests {
-        [only] if only.platform.is_none() => Ok(only.clone()),
-        _ => Err(Error::NotForUs {
-            platforms: manifests
-                .iter()
-                .map(|entry| match &entry.platform {
-                    Some(platform) => format!("{}/{}", platform.os, platform.architecture),
-                    None => "unknown".to_owned(),
-                })
-                .take(20)
-                .collect(),
-        }),
-    }
+/// Tags for an error.
+fn listed<'a>(tags: impl Iterator<Item = &'a String>) -> Vec<String> {
+    tags.take(TAGS_SHOWN).map(|tag| printable(tag)).collect()
 }
 
 /// The regular files of an archive, and links to them by the names that these have.

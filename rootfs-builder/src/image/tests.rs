@@ -212,6 +212,19 @@ fn a_tag_that_is_not_there_is_told_with_those_that_are() {
     assert_eq!(source.oci_image(Some("latest")).unwrap().names, ["latest"]);
     let error = source.oci_image(Some("3.1")).unwrap_err().to_string();
     assert!(error.contains("3.1") && error.contains("latest"), "{error}");
+
+    // Of several one has to be chosen, unless they are one image for several machines.
+    let index = fs::read(bench.layout().join("index.json")).unwrap();
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    let mut second = index["manifests"][0].clone();
+    second["annotations"]["org.opencontainers.image.ref.name"] = json!("3.2\x1b[2J");
+    bench.index(&json!({"manifests": [index["manifests"][0], second]}));
+    let error = source.oci_image(None).unwrap_err().to_string();
+    assert!(error.ends_with("latest, 3.2\\u{1b}[2J"), "{error}");
+    bench.index(&json!({"manifests": []}));
+    assert!(matches!(source.oci_image(None), Err(Error::NoImage)));
+    let error = source.oci_image(Some("latest")).unwrap_err().to_string();
+    assert!(error.ends_with("there are: none with a tag"), "{error}");
 }
 
 /// The members of a directory as an archive.
@@ -258,6 +271,11 @@ fn archives_of_both_families_are_read_as_they_lie_there() {
     let source = Source::archive(&file).unwrap();
     let image = source.docker_image(None).unwrap();
     assert_eq!(image.names, ["example.org/old:1"]);
+    let error = source.docker_image(Some("old")).unwrap_err().to_string();
+    assert!(
+        error.contains("\"old\"; there are: example.org/old:1"),
+        "{error}"
+    );
     let store = bench.store();
     store
         .add(&image, &source, Limits::default(), &mut |_| {})

@@ -24,7 +24,7 @@ use oci_client::{
 use rootfs_builder::{
     digest::{Digest, Hasher},
     image::{
-        PART_SUFFIX, for_our_machines,
+        DOCUMENTS_MAX, PART_SUFFIX, for_our_machines,
         json::{DOCUMENT_MAX, Descriptor, Document},
     },
 };
@@ -173,36 +173,36 @@ impl Registry {
             })?;
             check(&whole, declared, digest)?;
         }
-        let parse = |bytes: &[u8]| {
-            Document::parse(bytes).map_err(|source| Error::Document {
-                what: whole.clone(),
+        let (mut at, mut bytes) = (reference.clone(), bytes);
+        for _ in 0..DOCUMENTS_MAX {
+            let document = Document::parse(&bytes).map_err(|source| Error::Document {
+                what: at.whole(),
                 source,
-            })
-        };
-        let (manifest, document) = match parse(&bytes)? {
-            Document::Manifest(document) => (bytes, document),
-            Document::Index(manifests) => {
-                let entry = for_our_machines(&manifests)?;
-                let ours = reference.clone_with_digest(entry.digest.to_string());
-                let pulled = client.pull_manifest_raw(&ours, auth, &ACCEPTED).await;
-                let (bytes, _) = pulled.map_err(|error| refused(&ours.whole(), &error))?;
-                check(&ours.whole(), entry.digest, Digest::of(&bytes))?;
-                match parse(&bytes)? {
-                    Document::Manifest(document) => (bytes.to_vec(), document),
-                    Document::Index(_) => {
-                        return Err(rootfs_builder::image::Error::TooManyIndexes.into());
-                    }
+            })?;
+            match document {
+                Document::Manifest(document) => {
+                    return Ok(Self {
+                        client,
+                        reference: reference.clone(),
+                        digest,
+                        manifest: bytes,
+                        config: document.config,
+                        layers: document.layers,
+                    });
+                }
+                Document::Index(manifests) => {
+                    let entry = for_our_machines(&manifests)?;
+                    at = reference.clone_with_digest(entry.digest.to_string());
+                    let pulled = client.pull_manifest_raw(&at, auth, &ACCEPTED).await;
+                    bytes = pulled
+                        .map_err(|error| refused(&at.whole(), &error))?
+                        .0
+                        .to_vec();
+                    check(&at.whole(), entry.digest, Digest::of(&bytes))?;
                 }
             }
-        };
-        Ok(Self {
-            client,
-            reference: reference.clone(),
-            digest,
-            manifest,
-            config: document.config,
-            layers: document.layers,
-        })
+        }
+        Err(rootfs_builder::image::Error::TooManyIndexes.into())
     }
 
     /// The digest of the configuration, which is the image's id.
