@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use system_tests::client::{docker::Docker, images::BUSYBOX, until};
+use system_tests::{
+    client::{command, docker::Docker, images::BUSYBOX, until},
+    image::Host,
+};
 
 /// Says when it is ready, answers a signal, and ends by another with a status of its own.
 const SERVICE: &str = "trap 'echo usr1' USR1; trap 'echo bye; exit 3' TERM; echo ready; \
@@ -18,8 +21,26 @@ fn docker_runs_enters_freezes_and_stops_containers() -> Result<()> {
     Docker::tell(|docker| {
         runs_to_the_end(docker)?;
         has_a_terminal(docker)?;
-        serves(docker)
+        serves(docker)?;
+        match docker.runtime.is_ours() {
+            true => lends_its_images(docker),
+            false => Ok(()),
+        }
     })
+}
+
+/// `bulkhead run` gets an image out of the daemon.
+fn lends_its_images(docker: &Docker) -> Result<()> {
+    let host = Host::new()?;
+    let image = format!("docker-daemon:{BUSYBOX}");
+    let mut run = host.run_command(&["--rm", &image, "echo", "lent"])?;
+    let run = command::run(run.env("DOCKER_HOST", docker.address()))?;
+    run.prints("lent")?;
+    let mut pull = host.command("pull", &["docker-daemon:localhost/none:1"])?;
+    let pull = command::run(pull.env("DOCKER_HOST", docker.address()))?;
+    pull.ends_with(125)?
+        .tells("skopeo cannot copy docker-daemon:localhost/none:1")?;
+    Ok(())
 }
 
 /// The file of a limit, where cgroup v2 has it.

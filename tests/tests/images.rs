@@ -447,6 +447,31 @@ fn images_come_by_every_transport_and_are_the_same() -> Result<()> {
         );
     }
     assert_eq!(printed(&host.run(&["example.org/saved:1"])?)?, "here\n");
+    // By names that are not there, which are told with what is, or where it was looked for.
+    for (location, why) in [
+        (format!("oci:{}", at("none")), "none/index.json"),
+        (format!("oci:{}:none", at("layout")), "there are: stored"),
+        (format!("oci-archive:{}", at("none.tar")), "none.tar"),
+        (
+            format!("oci-archive:{}", at("docker.tar")),
+            "index.json in /",
+        ),
+        (
+            format!("docker-archive:{}:none:1", at("docker.tar")),
+            "there are: example.org/saved:1",
+        ),
+        (
+            format!("docker-archive:{}", at("oci.tar")),
+            "manifest.json in /",
+        ),
+        (
+            storage.replace("stored", "none"),
+            "skopeo cannot copy containers-storage:",
+        ),
+    ] {
+        let said = host.refusal("pull", &[&location])?;
+        assert!(said.contains(why), "{location}: {said}");
+    }
     // By a program that is not there, and from a daemon that does not run.
     let mut pull = host.command("pull", &[&storage])?;
     let output = pull.env("PATH", "/nonexistent").output()?;

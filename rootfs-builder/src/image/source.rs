@@ -30,6 +30,8 @@ pub enum Source {
     Directory(PathBuf),
     /// An archive of a directory.
     Archive {
+        /// Where it is.
+        path: PathBuf,
         /// The archive.
         file: File,
         /// What is where in it.
@@ -62,7 +64,11 @@ impl Source {
                 source,
             },
         })?;
-        Ok(Self::Archive { file, members })
+        Ok(Self::Archive {
+            path: path.to_owned(),
+            file,
+            members,
+        })
     }
 
     /// A file by its name.
@@ -71,22 +77,23 @@ impl Source {
     ///
     /// When it is not there.
     pub fn open(&self, name: &str) -> Result<Box<dyn Read + '_>, Error> {
-        let failed = |source| Error::Open {
-            path: name.to_owned(),
-            source,
-        };
+        let failed = |path: String| |source| Error::Open { path, source };
         match self {
             Self::Directory(path) => {
                 let path = path.join(name);
-                let file = File::open(&path).map_err(|source| Error::Open {
-                    path: path.display().to_string(),
-                    source,
-                })?;
+                let file = File::open(&path).map_err(failed(path.display().to_string()))?;
                 Ok(Box::new(file))
             }
-            Self::Archive { file, members } => match members.get(name) {
+            Self::Archive {
+                path,
+                file,
+                members,
+            } => match members.get(name) {
                 Some(extent) => Ok(Box::new(Piece::new(file, *extent))),
-                None => Err(failed(io::ErrorKind::NotFound.into())),
+                None => {
+                    let place = format!("{} in {}", printable(name), path.display());
+                    Err(failed(place)(io::ErrorKind::NotFound.into()))
+                }
             },
         }
     }

@@ -269,6 +269,9 @@ fn archives_of_both_families_are_read_as_they_lie_there() {
     fs::write(old.join("manifest.json"), manifest.to_string()).unwrap();
     packed(&old, &file);
     let source = Source::archive(&file).unwrap();
+    let error = source.oci_image(None).unwrap_err().to_string();
+    let place = format!("index.json in {}", file.display());
+    assert!(error.contains(&place), "{error}");
     let image = source.docker_image(None).unwrap();
     assert_eq!(image.names, ["example.org/old:1"]);
     let error = source.docker_image(Some("old")).unwrap_err().to_string();

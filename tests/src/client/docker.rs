@@ -135,12 +135,17 @@ impl Docker {
         self.containerd.path()
     }
 
-    fn command(&self) -> Command {
+    /// Where the daemon listens, for `DOCKER_HOST`.
+    pub fn address(&self) -> String {
         let socket = self.containerd.path().join("docker.sock");
+        format!("unix://{}", socket.display())
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(DOCKER);
         command
             .current_dir(self.containerd.path())
-            .env("DOCKER_HOST", format!("unix://{}", socket.display()));
+            .env("DOCKER_HOST", self.address());
         command
     }
 
