@@ -213,7 +213,7 @@ fn mapped_kib(pid: Pid, file: &Path) -> Result<(u64, u64)> {
 }
 
 #[test]
-fn two_machines_have_an_image_once_in_memory_and_both_tell_when_it_is_cut_off() -> Result<()> {
+fn machines_have_an_image_once_in_memory_and_tell_when_it_is_cut_off() -> Result<()> {
     const KIB: u64 = 12 << 10;
     let mut layout = Layout::with_shell()?;
     layout.layer(Packing::Plain, |root| {
@@ -235,6 +235,14 @@ fn two_machines_have_an_image_once_in_memory_and_both_tell_when_it_is_cut_off() 
         machine.wait_for_line("read")?;
     }
     let file = host.disk()?;
+    // And one of another image.
+    let calm = Layout::with_shell()?;
+    calm.save(&json!({"Env": ["PATH=/bin"]}))?;
+    let shared = scratch::directory()?;
+    let volume = format!("{}:/shared", shared.path().display());
+    let script = "echo up; until [ -e /shared/go ]; do sleep 0.1; done; ls -R /bin /etc > /dev/null && echo on";
+    let mut other = host.container(&["-v", &volume, &calm.location(), "/bin/sh", "-c", script])?;
+    other.wait_for_line("up")?;
     let [first, second] = [
         mapped_kib(machines[0].vmm()?, &file)?,
         mapped_kib(machines[1].vmm()?, &file)?,
@@ -248,7 +256,8 @@ fn two_machines_have_an_image_once_in_memory_and_both_tell_when_it_is_cut_off() 
     assert!(first.1 + second.1 <= first.0.max(second.0) * 21 / 20);
 
     // Whoever may write to the store cuts the image off. The next page that a guest wants of it is
-    // in no memory: the machine says so and ends.
+    // in no memory: the machine says so and ends, and no other does.
+    let whole = fs::metadata(&file)?.len();
     fs::File::options().write(true).open(&file)?.set_len(4096)?;
     for machine in machines {
         let output = machine.output()?;
@@ -256,7 +265,17 @@ fn two_machines_have_an_image_once_in_memory_and_both_tell_when_it_is_cut_off() 
         println!("an image that is cut off: {} {said:?}", output.status);
         assert!(!output.status.success());
         assert!(said.contains("the file of an image was cut off"), "{said}");
+        let named = format!("{} was cut off", file.display());
+        let lengths = format!("4096 bytes of {whole} are left");
+        assert!(said.contains(&named) && said.contains(&lengths), "{said}");
+        assert!(said.contains("bulkhead rmi"), "{said}");
     }
+    // The next one is told before it starts.
+    let said = host.refusal("run", &args)?;
+    assert!(said.contains("changed") && said.contains("rmi"), "{said}");
+    fs::write(shared.path().join("go"), "")?;
+    let output = other.output()?;
+    assert_eq!(printed(&output)?, "on\n");
     host.nothing_is_left()
 }
 

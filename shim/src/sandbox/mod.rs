@@ -35,6 +35,7 @@ mod disks;
 mod error;
 mod frames;
 mod machine;
+mod mapped;
 mod plugging;
 mod pulse;
 mod resources;
@@ -59,6 +60,7 @@ use self::{
     attachment::Attachments,
     boot::{draw_boot, hello},
     calls::{CALL, connected, death},
+    mapped::Mapped,
     plugging::Wires,
     vmm::{Verdict, Vmm},
 };
@@ -216,9 +218,11 @@ impl Sandbox {
             media: plan.media,
             resources,
         };
+        let images = parts.media.images.iter().chain([&parts.resources.image]);
+        let mapped = Mapped::of(images).map_err(make("a descriptor"))?;
         let config = machine::compose(&mut launch, plan.size, parts);
         state.record(&Made::Vmm)?;
-        let vmm = Vmm::launch(launch, &config).map_err(Error::Launch)?;
+        let vmm = Vmm::launch(launch, &config, mapped).map_err(Error::Launch)?;
         drop(spawning);
         tracing::debug!(pid = vmm.pid(), "the VMM runs");
         // Not before: the kernel puts the VMM into its cgroup only when nobody else is on the way.

@@ -22,6 +22,7 @@ use vmm::{
     launch::{self, Launch, Process},
 };
 
+use super::mapped::{Cut, Mapped};
 use crate::{sys, text::printable};
 
 /// What is read of the VMM's last words.
@@ -39,6 +40,7 @@ pub(super) struct Vmm {
     verdict: OnceLock<Verdict>,
     /// What was read of it: several may ask how the process ended, and each is told the same.
     words: Mutex<Vec<u8>>,
+    mapped: Mapped,
 }
 
 /// Why we ended it.
@@ -61,6 +63,8 @@ pub struct Death {
     status: Option<ExitStatus>,
     last_words: String,
     verdict: Option<Verdict>,
+    /// What its guest had as memory, and has no more.
+    cut: Option<Box<Cut>>,
 }
 
 impl Death {
@@ -71,8 +75,12 @@ impl Death {
 }
 
 impl Vmm {
-    /// Starts it.
-    pub(super) fn launch(mut launch: Launch, config: &VmConfig) -> Result<Self, launch::Error> {
+    /// Starts it, with these files as the guest's memory.
+    pub(super) fn launch(
+        mut launch: Launch,
+        config: &VmConfig,
+        mapped: Mapped,
+    ) -> Result<Self, launch::Error> {
         let (stderr, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(prepare)?;
         // Only ours must not wait: what the VMM writes is read when it is gone.
         fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(prepare)?;
@@ -89,6 +97,7 @@ impl Vmm {
             stderr: stderr.into(),
             verdict: OnceLock::new(),
             words: Mutex::default(),
+            mapped,
         })
     }
 
@@ -136,6 +145,7 @@ impl Vmm {
             status: self.process().try_wait().ok().flatten(),
             last_words: last_line(&words),
             verdict: self.verdict.get().copied(),
+            cut: self.mapped.cut().map(Box::new),
         }
     }
 
@@ -194,7 +204,10 @@ impl fmt::Display for Death {
         if !self.last_words.is_empty() {
             write!(f, ": {}", self.last_words)?;
         }
-        Ok(())
+        match &self.cut {
+            Some(cut) => write!(f, "; {cut}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -207,6 +220,7 @@ mod tests {
             status: Some(ExitStatus::from_raw(raw)),
             last_words: last_line(words),
             verdict: None,
+            cut: None,
         }
         .to_string()
     }
@@ -225,6 +239,7 @@ mod tests {
             status: Some(ExitStatus::from_raw(9)),
             last_words: String::new(),
             verdict: Some(verdict),
+            cut: None,
         };
         let dismissed = death(Verdict::Dismissed);
         assert_eq!(dismissed.to_string(), "its containers were deleted");
