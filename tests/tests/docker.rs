@@ -152,7 +152,7 @@ fn serves(docker: &Docker) -> Result<()> {
         Ok(logs()?.stdout.contains("usr1"))
     })?;
 
-    docker.run(&["stop", "web"])?.text()?;
+    docker.run(&["stop", "--time", "60", "web"])?.text()?;
     docker
         .run(&["inspect", "--format", "{{.State.ExitCode}}", "web"])?
         .prints("3")?;

@@ -213,7 +213,7 @@ fn serves(podman: &Podman) -> Result<()> {
     podman.run(&["kill", "--signal", "USR1", "web"])?.text()?;
     podman.run(&["unpause", "web"])?.text()?;
     podman.wait_for_log("web", "usr1")?;
-    podman.run(&["stop", "web"])?.text()?;
+    podman.run(&["stop", "--time", "60", "web"])?.text()?;
     ensure!(podman.inspect("web", "{{.State.ExitCode}}")? == "3");
     let log = podman.run(&["logs", "web"])?;
     ensure!(
