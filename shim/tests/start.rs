@@ -334,15 +334,15 @@ async fn a_volume_of_the_host_is_in_the_shared_tree_and_leaves_with_its_containe
     let shared = pod.sandbox().path().join("shared");
     let read = |name: &str| fs::read_to_string(shared.join(name));
     assert_eq!(read("0/rootfs/file").expect("there"), "root");
-    assert_eq!(read("0/mounts/0/hello").expect("there"), "you");
+    assert_eq!(read("1/volume/hello").expect("there"), "you");
     let write = |name: &str| fs::write(shared.join(name), "").map_err(|error| error.kind());
     let read_only = Err(std::io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(write("0/mounts/0/new"), read_only);
+    assert_eq!(write("1/volume/new"), read_only);
     assert_eq!(write("new"), read_only);
     assert_eq!(write("0/rootfs/new"), Ok(()));
 
     pod.delete(&first(), true).await.expect("deleted");
-    assert!(!shared.join("0").exists());
+    assert!(!shared.join("0").exists() && !shared.join("1").exists());
     assert!(host.path("volume/hello").exists());
     assert!(host.path("bundle/rootfs/file").exists());
     pod.shutdown().await;

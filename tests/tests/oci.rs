@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use system_tests::{
     client::terminal::Terminal,
     container::{Bundle, pss_kib},
+    scratch,
     verbs::{Container, eventually},
 };
 
@@ -130,12 +131,26 @@ fn a_process_that_runs_out_of_memory_is_killed_and_told_of_by_events() -> Result
 
 #[test]
 fn members_of_a_pod_share_its_machine_and_network_and_end_apart() -> Result<()> {
-    let infra = Container::create("sleep 1000", |_| {})?;
+    let shared = scratch::directory()?;
+    let volume = json!({"destination": "/v", "type": "bind", "source": shared.path(),
+        "options": ["rbind"]});
+    let mounts = |config: &mut Value| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.push(volume.clone());
+        }
+    };
+    let script = "busybox mkfifo /v/pipe; read line < /v/pipe; \
+         echo answered $line > /v/pipe; sleep 1000";
+    let infra = Container::create(script, mounts)?;
     infra.ok(&["start", "web"])?;
-    let script = "hostname; cat /sys/class/net/lo/flags; sleep 1000";
+    // What both mount is one file system to them: a pipe leads from one to the other.
+    let script = "hostname; cat /sys/class/net/lo/flags; until [ -p /v/pipe ]; do sleep 0.1; done; \
+         echo question > /v/pipe; cat /v/pipe; \
+         sleep 1000";
     let app = Bundle::new(&["sh", "-c", script])?;
     std::os::unix::fs::symlink("busybox", app.rootfs().join("bin/hostname"))?;
     app.edit(|config| {
+        mounts(config);
         config["annotations"] = json!({
             "io.kubernetes.cri-o.ContainerType": "container",
             "io.kubernetes.cri-o.SandboxID": "web"
@@ -160,7 +175,9 @@ fn members_of_a_pod_share_its_machine_and_network_and_end_apart() -> Result<()> 
     let said = || fs::read_to_string(&output);
     ensure!(run.success(), "{}", said()?);
     // The sandbox's, by `runc spec`; and a loopback that is up.
-    eventually("its host name", || Ok(said()? == "runc\n0x9\n"))?;
+    let wanted = "runc\n0x9\nanswered question\n";
+    eventually("its host name and volume", || Ok(said()? == wanted))
+        .with_context(|| format!("{:?}; the sandbox: {:?}", said(), infra.output()))?;
     assert_eq!(infra.ok(&["list", "-q"])?, "app\nweb\n");
     infra.ok(&["delete", "--force", "web"])?;
     let state: Value = serde_json::from_str(&infra.ok(&["state", "app"])?)?;

@@ -219,11 +219,11 @@ mod tests {
     fn volumes_have_the_guests_paths() {
         let mut config = json!({"root": {}, "mounts": [{"source": "proc"}, {"source": "/srv"}]});
         let places = Places {
-            volumes: vec![(1, "/run/bulkhead/shared/0/mounts/1".to_owned())],
+            volumes: vec![(1, "/run/bulkhead/shared/1/volume".to_owned())],
             ..places()
         };
         rewrite(&mut config, &places, None);
-        let expected = json!([{"source": "proc"}, {"source": "/run/bulkhead/shared/0/mounts/1"}]);
+        let expected = json!([{"source": "proc"}, {"source": "/run/bulkhead/shared/1/volume"}]);
         assert_eq!(config["mounts"], expected);
     }
 

@@ -562,9 +562,7 @@ async fn put(place: &mut Place, new: &NewContainer, disks: &Disks) -> Result<Pla
         .extend(slots.map(|(index, slot)| (*index, slot.to_string())));
     for volume in new.bundle.volumes() {
         if let Source::Shared { file, given } = &volume.source {
-            let path = place
-                .volume(file, volume.index, *given)
-                .map_err(sandbox::Error::from)?;
+            let path = place.volume(file, *given).map_err(sandbox::Error::from)?;
             places.volumes.push((volume.index, path));
         }
     }

@@ -1,11 +1,14 @@
 //! The one tree of the host that a sandbox's guest sees: below it each
-//! container has a place for its root file system and its volumes.
+//! container has a place for its root file system, and so has each volume.
 //!
 //! ```text
-//!   <state>/places/<n>/rootfs, mounts/<k>   empty directories and files, ours to write
-//!   <state>/shared/                         the same, as a mount of its own: read-only, and what
-//!                                           is mounted below it reaches the guest's VMM
+//!   <state>/places/<n>/rootfs, volume   empty directories and files, ours to write
+//!   <state>/shared/                     the same, as a mount of its own: read-only, and what is
+//!                                       mounted below it reaches the guest's VMM
 //! ```
+//!
+//! Containers that mount the same have it at one place: only then are its files the same to the
+//! guest's kernel, and sockets, pipes, locks and mapped memory are shared by them.
 //!
 //! Mounts are only ever made below `shared`. Letting go of that one mount lets go of all of
 //! them, and no walk over `places` can ever come into a container's files. Numbers are not used
@@ -16,11 +19,11 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
@@ -43,6 +46,9 @@ pub(super) const GUEST: &str = "/run/bulkhead/shared";
 const PLACES: &str = "places";
 const SHARED: &str = "shared";
 
+/// The name of a volume in its place.
+const VOLUME: &str = "volume";
+
 /// Why something is not in the tree.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {}", path.display())]
@@ -60,16 +66,35 @@ pub struct SharedTree {
     /// The top of the mount.
     top: OwnedFd,
     next: AtomicU32,
+    volumes: Mutex<Vec<Volume>>,
     /// Whether all is let go of: by then the paths may be another's of the same name.
     released: AtomicBool,
 }
 
-/// A container's place in the tree. Dropping it lets go of what is mounted there.
+/// A place in the tree, a container's or a volume's. Dropping it lets go of what is mounted there.
 #[derive(Debug)]
 pub struct Place {
     tree: Arc<SharedTree>,
     number: u32,
     mounted: Vec<PathBuf>,
+    /// The places of its volumes, which others may have, too.
+    volumes: Vec<Arc<Place>>,
+}
+
+/// A volume that is in the tree as long as a container has it.
+#[derive(Debug)]
+struct Volume {
+    source: Source,
+    given: Given,
+    place: Weak<Place>,
+}
+
+/// What a volume is of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Source {
+    mount: u64,
+    device: u64,
+    inode: u64,
 }
 
 /// What holds for all that a container brings, at the host: no device file of it can be opened,
@@ -134,6 +159,7 @@ impl SharedTree {
             state: path,
             top,
             next: AtomicU32::new(0),
+            volumes: Mutex::default(),
             released: AtomicBool::new(false),
         }))
     }
@@ -153,8 +179,40 @@ impl SharedTree {
             tree: self.clone(),
             number,
             mounted: Vec::new(),
+            volumes: Vec::new(),
         };
         make_directory(&place.own(""))?;
+        Ok(place)
+    }
+
+    /// The place of a volume: the one that it has already, or a new one.
+    fn volume(self: &Arc<Self>, file: &OwnedFd, given: Given) -> Result<Arc<Place>, Error> {
+        let source = Source::of(file).map_err(failed("look at the source of", &self.state))?;
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        volumes.retain(|volume| volume.place.strong_count() > 0);
+        // What the guest may write to anyway it may read there as well: its kernel keeps the
+        // container from writing.
+        let found = [ReadOnly::No, given.read_only]
+            .iter()
+            .find_map(|read_only| {
+                let wanted = Given {
+                    read_only: *read_only,
+                    ..given
+                };
+                let same = |volume: &&Volume| volume.source == source && volume.given == wanted;
+                volumes.iter().find(same)?.place.upgrade()
+            });
+        if let Some(place) = found {
+            return Ok(place);
+        }
+        let mut place = self.place()?;
+        place.attach_volume(file, given)?;
+        let place = Arc::new(place);
+        volumes.push(Volume {
+            source,
+            given,
+            place: Arc::downgrade(&place),
+        });
         Ok(place)
     }
 
@@ -218,19 +276,19 @@ impl Place {
         Ok((path, self.guest("rootfs")))
     }
 
-    /// Puts a volume, a directory or file, at place `index`; returns the guest's path of it.
+    /// Puts a volume, a directory or file, into the tree; returns the guest's path of it.
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub fn volume(
-        &mut self,
-        source: &OwnedFd,
-        index: usize,
-        given: Given,
-    ) -> Result<String, Error> {
-        let name = format!("mounts/{index}");
-        let place = self.own(&name);
-        make_directory(&self.own("mounts"))?;
+    pub fn volume(&mut self, source: &OwnedFd, given: Given) -> Result<String, Error> {
+        let place = self.tree.volume(source, given)?;
+        let path = place.guest(VOLUME);
+        self.volumes.push(place);
+        Ok(path)
+    }
+
+    fn attach_volume(&mut self, source: &OwnedFd, given: Given) -> Result<(), Error> {
+        let place = self.own(VOLUME);
         let is_directory = File::from(
             source
                 .try_clone()
@@ -249,7 +307,7 @@ impl Place {
                 .open(&place)
                 .map_err(failed("make", &place))?;
         }
-        self.attach(source, &name, given)
+        self.attach(source, VOLUME, given).map(drop)
     }
 
     fn attach(&mut self, source: &OwnedFd, name: &str, given: Given) -> Result<String, Error> {
@@ -300,6 +358,17 @@ impl Place {
 
     fn guest(&self, name: &str) -> String {
         format!("{GUEST}/{}/{name}", self.number)
+    }
+}
+
+impl Source {
+    fn of(file: &OwnedFd) -> io::Result<Self> {
+        let status = File::from(file.try_clone()?).metadata()?;
+        Ok(Self {
+            mount: sys::mount_of(file.as_fd())?,
+            device: status.dev(),
+            inode: status.ino(),
+        })
     }
 }
 
@@ -376,8 +445,14 @@ mod tests {
                 read_only: ReadOnly::No,
             };
             place.root(&source, given).expect("the root");
-            place.volume(&source, 3, given).expect("a volume");
-            for name in ["rootfs", "rootfs/below", "mounts/3", "mounts/3/below"] {
+            place.volume(&source, given).expect("a volume");
+            let volume = place.volumes[0].clone();
+            for (place, name) in [
+                (&place, "rootfs"),
+                (&place, "rootfs/below"),
+                (&*volume, "volume"),
+                (&*volume, "volume/below"),
+            ] {
                 let path = place.host(name);
                 let guards = FsFlags::ST_NODEV | FsFlags::ST_NOSUID | FsFlags::ST_NOEXEC;
                 let flags = statvfs(&path).expect("there").flags();
@@ -385,6 +460,55 @@ mod tests {
                 assert!(!flags.contains(FsFlags::ST_RDONLY), "{name}: {flags:?}");
                 assert!(File::open(path.join("null")).is_err(), "{name}");
             }
+        });
+    }
+
+    #[test]
+    fn a_volume_of_several_containers_is_at_one_place_until_the_last_of_them_goes() {
+        sys::apart(|| {
+            let directory = tempfile::tempdir().expect("a directory");
+            let namespace = Namespace::parse("default").expect("a name");
+            let id = ContainerId::parse("c").expect("an id");
+            let state = StateDir::create(directory.path(), &namespace, &id).expect("made");
+            let tree = SharedTree::make(&state).expect("a tree");
+            let source = |name: &str| {
+                let path = directory.path().join(name);
+                fs::create_dir_all(path.join("file")).expect("made");
+                OwnedFd::from(File::open(&path).expect("open"))
+            };
+            let given = |read_only| Given {
+                recursive: true,
+                read_only,
+            };
+            let [mut one, mut two] = [(); 2].map(|()| tree.place().expect("a place"));
+            let mut volume = |place: usize, name: &str, read_only| {
+                let place = [&mut one, &mut two]
+                    .into_iter()
+                    .nth(place)
+                    .expect("a place");
+                place
+                    .volume(&source(name), given(read_only))
+                    .expect("a volume")
+            };
+            let path = volume(0, "a", ReadOnly::No);
+            assert_eq!(volume(0, "a", ReadOnly::No), path);
+            assert_eq!(volume(1, "a", ReadOnly::No), path);
+            // Who may write to it can do so anyway.
+            assert_eq!(volume(1, "a", ReadOnly::Top), path);
+            assert_ne!(volume(1, "b", ReadOnly::No), path);
+            // But not at a place where nobody may.
+            let sealed = volume(0, "c", ReadOnly::Top);
+            assert_ne!(volume(1, "c", ReadOnly::No), sealed);
+
+            let host = one.volumes[0].host("volume/file");
+            drop(one);
+            assert!(host.exists());
+            drop(two);
+            assert!(!host.exists());
+            let left: Vec<_> = fs::read_dir(state.path().join(PLACES))
+                .expect("read")
+                .collect();
+            assert!(left.is_empty(), "{left:?}");
         });
     }
 

@@ -12,7 +12,7 @@ mod process;
 pub(crate) use memory::give_back;
 #[cfg(test)]
 pub(crate) use mount::apart;
-pub(crate) use mount::{Attributes, move_mount, open_tree, set_attributes};
+pub(crate) use mount::{Attributes, mount_of, move_mount, open_tree, set_attributes};
 pub(crate) use process::{
     clone_into, close_from, control_terminal, exit_copy, pidfd, pidfd_signal, receive,
 };

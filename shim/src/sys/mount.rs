@@ -37,6 +37,26 @@ pub(crate) fn open_tree(place: BorrowedFd<'_>, recursive: bool) -> io::Result<Ow
     Ok(unsafe { OwnedFd::from_raw_fd(tree as i32) })
 }
 
+/// The number of the mount by which `file` was opened.
+pub(crate) fn mount_of(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a C string, and `found` is as large as the call expects.
+    let done = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_MNT_ID,
+            found.as_mut_ptr(),
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every field is an integer and all were zeroed.
+    Ok(unsafe { found.assume_init() }.stx_mnt_id)
+}
+
 /// Changes `mount`, and all below it when `recursive`.
 pub(crate) fn set_attributes(
     mount: BorrowedFd<'_>,
