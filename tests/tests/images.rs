@@ -128,7 +128,7 @@ fn an_image_runs_with_all_that_its_layers_and_the_flags_say() -> Result<()> {
     let volume = format!("{}:/srv/host:ro", shared.path().display());
     let script = "id -u; id -g; id -G; pwd; hostname; echo $COLOUR $SHAPE; cat etc/stays /srv/host/file; \
          touch /srv/host/x 2>&1; touch /x 2>&1; touch /tmp/x /cache/x && echo written; \
-         df -m /cache | tail -n 1; grep CapBnd /proc/self/status";
+         df -m /cache | tail -n 1; grep CapBnd /proc/self/status; cd /sys/fs/cgroup; cat cpu.max memory.max";
     let flags = [
         "--rm",
         "--name",
@@ -159,7 +159,8 @@ fn an_image_runs_with_all_that_its_layers_and_the_flags_say() -> Result<()> {
     let wanted = "33\n34\n34 50\n/\nbox\nred round\nstaysof the host\n\
          touch: /srv/host/x: Read-only file system\ntouch: /x: Read-only file system\nwritten\n";
     assert!(says.starts_with(wanted), "{says}");
-    assert!(says.contains("CapBnd:\t0000000000000000\n"), "{says}");
+    let end = "CapBnd:\t0000000000000000\n50000 100000\n134217728\n";
+    assert!(says.ends_with(end), "{says}");
 
     // More than the guest's memory takes, and less than is asked for.
     let disk = "dd if=/dev/zero of=/big bs=1M count=90 2>&1; stat -c %s /big; df -m / | tail -n 1";

@@ -1,7 +1,13 @@
 //! What each call gives, a line each, in a fixed order and without anything
 //! that differs from run to run.
 
-use std::{fmt::Debug, fs, os::unix::net::UnixListener, path::Path};
+use std::{
+    ffi::OsStr,
+    fmt::Debug,
+    fs,
+    os::unix::{ffi::OsStrExt, net::UnixListener},
+    path::Path,
+};
 
 use crate::sys::{self, Errno, Mapping, Outcome, by};
 
@@ -152,6 +158,16 @@ fn paths(at: &Path) {
     done("255 bytes", opens(&at.join("n".repeat(255)), RW));
     done("256 bytes", opens(&at.join("n".repeat(256)), RW));
     done("umlauts", opens(&at.join("ä".repeat(127)), RW));
+    let bytes: Vec<u8> = (1..=u8::MAX).filter(|byte| *byte != b'/').collect();
+    let any = at.join(OsStr::from_bytes(&bytes));
+    done("every byte", opens(&any, RW | libc::O_EXCL));
+    let names = fs::read_dir(at).expect("a listing").flatten();
+    let listed = names.filter(|entry| entry.file_name().as_bytes() == bytes);
+    say("listed", Ok(listed.count()));
+    let other = at.join(OsStr::from_bytes(b"\xff\xfe\n"));
+    done("renamed", sys::rename(&any, &other));
+    done("no text", opens(&other, libc::O_RDONLY));
+    done("removed", sys::unlink(&other));
     done("unlink a directory", sys::unlink(&at.join("dir")));
     done("rmdir a file", sys::rmdir(&at.join("file")));
     done("rmdir a full one", sys::rmdir(&at.join("dir")));
