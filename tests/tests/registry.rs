@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rootfs_builder::digest::Digest;
 use serde_json::{Value, json};
 use system_tests::{
+    client::terminal::Terminal,
     image::{Host, Layout, Packing},
     registry::{CREDENTIALS, DOCKER_LIST, OCI_INDEX, Registry, Speech, certify},
     scratch,
@@ -131,6 +132,16 @@ fn an_image_comes_from_a_registry_whole_or_not_at_all() -> Result<()> {
     let said = host.bulkhead("rmi", &[&name, &pinned])?;
     assert!(said.contains("Deleted: "), "{said}");
     assert_eq!(host.kept()?, [host.store().join("names.json")]);
+
+    // Who waits at a terminal sees how far it is, and at last only the id.
+    let pull = host.command("pull", &["--creds", CREDENTIALS, &name])?;
+    let mut terminal = Terminal::start(pull, 30, 90)?;
+    terminal.shows(&format!("{} ", &layer.hex()[..12]))?;
+    let (status, shown) = terminal.end()?;
+    ensure!(
+        status == 0 && shown.ends_with(&id.replace('\n', "\r\n")),
+        "{shown:?}"
+    );
     Ok(())
 }
 
