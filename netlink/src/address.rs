@@ -4,12 +4,13 @@ use std::{io, net::IpAddr};
 
 use crate::{
     Socket,
-    message::{attributes, family, ip, ip_bytes, u32_at},
+    message::{Message, attributes, family, ip, ip_bytes, u32_at},
     socket::{CREATE, REPLACE},
 };
 
 /// `RTM_*ADDR` of linux/rtnetlink.h.
 const NEW: u16 = 20;
+const DELETE: u16 = 21;
 const GET: u16 = 22;
 
 /// `IFA_*` of linux/if_addr.h.
@@ -61,15 +62,6 @@ impl Socket {
     /// # Errors
     /// The kernel's.
     pub fn add_address(&self, address: &Address) -> io::Result<()> {
-        let Address {
-            index,
-            prefix_len,
-            scope,
-            ..
-        } = *address;
-        let mut fixed = [0; FIXED];
-        fixed[..4].copy_from_slice(&[family(address.address), prefix_len, 0, scope]);
-        fixed[4..].copy_from_slice(&index.to_ne_bytes());
         let mut flags = PERMANENT;
         if address.address.is_ipv6() {
             flags |= NO_DAD;
@@ -77,16 +69,33 @@ impl Socket {
         if address.without_route {
             flags |= NO_PREFIX_ROUTE;
         }
-        let peer = address.peer.unwrap_or(address.address);
         self.change(NEW, CREATE | REPLACE, |message| {
-            message
-                .fixed(&fixed)
-                .with(LOCAL, &ip_bytes(address.address))
-                .with(ADDRESS, &ip_bytes(peer))
+            named(message, address)
                 .with_any(BROADCAST, address.broadcast.map(ip_bytes))
                 .with(FLAGS, &flags.to_ne_bytes())
         })
     }
+
+    /// Takes an address from its interface.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_address(&self, address: &Address) -> io::Result<()> {
+        self.change(DELETE, 0, |message| named(message, address))
+    }
+}
+
+/// Appends what tells an address from others.
+fn named(message: Message, address: &Address) -> Message {
+    let mut fixed = [0; FIXED];
+    let family = family(address.address);
+    fixed[..4].copy_from_slice(&[family, address.prefix_len, 0, address.scope]);
+    fixed[4..].copy_from_slice(&address.index.to_ne_bytes());
+    let peer = address.peer.unwrap_or(address.address);
+    message
+        .fixed(&fixed)
+        .with(LOCAL, &ip_bytes(address.address))
+        .with(ADDRESS, &ip_bytes(peer))
 }
 
 fn read(body: &[u8]) -> Option<Address> {

@@ -13,6 +13,7 @@
 //! ```
 
 mod address;
+mod changes;
 mod link;
 mod message;
 mod neighbour;
@@ -21,6 +22,7 @@ mod socket;
 mod traffic;
 
 pub use address::Address;
+pub use changes::{Heard, listen};
 pub use link::{Change, Link, LinkFlags};
 pub use neighbour::Neighbour;
 pub use route::{Destination, Hop, Route};

@@ -4,12 +4,13 @@ use std::{io, net::IpAddr};
 
 use crate::{
     Socket,
-    message::{attributes, family, ip, ip_bytes, u16_at, u32_at},
+    message::{Message, attributes, family, ip, ip_bytes, u16_at, u32_at},
     socket::{CREATE, REPLACE},
 };
 
 /// `RTM_*NEIGH` of linux/rtnetlink.h.
 const NEW: u16 = 28;
+const DELETE: u16 = 29;
 const GET: u16 = 30;
 
 /// `NDA_*` of linux/neighbour.h.
@@ -48,17 +49,29 @@ impl Socket {
     /// # Errors
     /// The kernel's.
     pub fn add_neighbour(&self, neighbour: &Neighbour) -> io::Result<()> {
-        let mut fixed = [0; FIXED];
-        fixed[0] = family(neighbour.address);
-        fixed[4..8].copy_from_slice(&neighbour.index.to_ne_bytes());
-        fixed[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
         self.change(NEW, CREATE | REPLACE, |message| {
-            message
-                .fixed(&fixed)
-                .with(DESTINATION, &ip_bytes(neighbour.address))
-                .with(HARDWARE, &neighbour.mac)
+            named(message, neighbour).with(HARDWARE, &neighbour.mac)
         })
     }
+
+    /// Removes the neighbour that has an address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_neighbour(&self, neighbour: &Neighbour) -> io::Result<()> {
+        self.change(DELETE, 0, |message| named(message, neighbour))
+    }
+}
+
+/// Appends what tells a neighbour from others.
+fn named(message: Message, neighbour: &Neighbour) -> Message {
+    let mut fixed = [0; FIXED];
+    fixed[0] = family(neighbour.address);
+    fixed[4..8].copy_from_slice(&neighbour.index.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
+    message
+        .fixed(&fixed)
+        .with(DESTINATION, &ip_bytes(neighbour.address))
 }
 
 fn read(body: &[u8]) -> Option<Neighbour> {

@@ -10,6 +10,7 @@ use crate::{
 
 /// `RTM_*ROUTE` of linux/rtnetlink.h.
 const NEW: u16 = 24;
+const DELETE: u16 = 25;
 const GET: u16 = 26;
 
 /// `RTA_*` of linux/rtnetlink.h.
@@ -102,45 +103,56 @@ impl Socket {
     /// # Errors
     /// The kernel's.
     pub fn add_route(&self, route: &Route) -> io::Result<()> {
-        let Destination {
-            address,
-            prefix_len,
-        } = route.destination;
-        let mut fixed = [0; FIXED];
-        fixed[0] = family(address);
-        fixed[1] = prefix_len;
-        fixed[4..8].copy_from_slice(&[MAIN as u8, route.protocol, route.scope, route.kind]);
-        let one = match route.hops.as_slice() {
-            [hop] => Some(hop),
-            _ => None,
-        };
-        if one.is_some_and(|hop| hop.on_link) {
-            fixed[8..].copy_from_slice(&ON_LINK.to_ne_bytes());
-        }
-        self.change(NEW, CREATE | REPLACE, |message| {
-            let mut message = message.fixed(&fixed);
-            if prefix_len > 0 {
-                message = message.with(DESTINATION, &ip_bytes(address));
-            }
-            message = match one {
-                Some(hop) => via(message, address, hop).with(INTERFACE, &hop.index.to_ne_bytes()),
-                None if route.hops.is_empty() => message,
-                None => message.nested(MULTIPATH, |message| {
-                    let each = |message, hop| next_hop(message, address, hop);
-                    route.hops.iter().fold(message, each)
-                }),
-            };
-            if route.priority > 0 {
-                message = message.with(PRIORITY, &route.priority.to_ne_bytes());
-            }
-            message = message.with_any(PREFERRED_SOURCE, route.source.map(ip_bytes));
-            match route.mtu {
-                Some(mtu) => message.nested(METRICS, |message| {
-                    message.with(METRIC_MTU, &mtu.to_ne_bytes())
-                }),
-                None => message,
-            }
-        })
+        self.change(NEW, CREATE | REPLACE, |message| write(message, route))
+    }
+
+    /// Removes a route from the main table.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_route(&self, route: &Route) -> io::Result<()> {
+        self.change(DELETE, 0, |message| write(message, route))
+    }
+}
+
+/// Appends a route.
+fn write(message: Message, route: &Route) -> Message {
+    let Destination {
+        address,
+        prefix_len,
+    } = route.destination;
+    let mut fixed = [0; FIXED];
+    fixed[0] = family(address);
+    fixed[1] = prefix_len;
+    fixed[4..8].copy_from_slice(&[MAIN as u8, route.protocol, route.scope, route.kind]);
+    let one = match route.hops.as_slice() {
+        [hop] => Some(hop),
+        _ => None,
+    };
+    if one.is_some_and(|hop| hop.on_link) {
+        fixed[8..].copy_from_slice(&ON_LINK.to_ne_bytes());
+    }
+    let mut message = message.fixed(&fixed);
+    if prefix_len > 0 {
+        message = message.with(DESTINATION, &ip_bytes(address));
+    }
+    message = match one {
+        Some(hop) => via(message, address, hop).with(INTERFACE, &hop.index.to_ne_bytes()),
+        None if route.hops.is_empty() => message,
+        None => message.nested(MULTIPATH, |message| {
+            let each = |message, hop| next_hop(message, address, hop);
+            route.hops.iter().fold(message, each)
+        }),
+    };
+    if route.priority > 0 {
+        message = message.with(PRIORITY, &route.priority.to_ne_bytes());
+    }
+    message = message.with_any(PREFERRED_SOURCE, route.source.map(ip_bytes));
+    match route.mtu {
+        Some(mtu) => message.nested(METRICS, |message| {
+            message.with(METRIC_MTU, &mtu.to_ne_bytes())
+        }),
+        None => message,
     }
 }
 
