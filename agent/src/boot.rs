@@ -11,7 +11,7 @@ use std::{
         unix::fs::symlink,
     },
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -171,6 +171,7 @@ pub async fn serve_sockets(
     let service = Service {
         guest: Guest::default(),
         containers,
+        network: Mutex::default(),
         power,
         started_ns,
     };

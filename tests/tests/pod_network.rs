@@ -170,18 +170,49 @@ fn the_agent_sets_up_what_the_host_has() -> Result<()> {
         }
         Ok(())
     })?;
-    configure(&guest, request.clone())?;
+    configure(&guest, request.clone(), ConfigureNetworkRequest::default())?;
     // again, as when a further interface comes
-    configure(&guest, request.clone())?;
+    configure(&guest, request.clone(), request.clone())?;
 
     let ours = shown(&guest)?;
     let theirs = shown(network.namespace())?;
     assert_eq!(ours, theirs);
     assert_eq!(ours.len(), 9, "{ours:#?}");
 
-    let mut missing = request;
+    // What goes at the host goes in the guest, and what a program of the guest made stays.
+    guest.run(|| {
+        let kernel = Socket::open()?;
+        let links = kernel.links()?;
+        let link = links.iter().find(|link| link.name == "eth0");
+        let mut own = kernel.addresses()?;
+        own.retain(|one| link.is_some_and(|link| link.index == one.index) && one.scope == 0);
+        let own = own.into_iter().find(|one| one.address.is_ipv4());
+        let mut own = own.ok_or(io::ErrorKind::NotFound)?;
+        own.address = [10, 8, 0, 77].into();
+        own.prefix_len = 32;
+        own.broadcast = None;
+        kernel.add_address(&own)
+    })?;
+    pod.ip("addr add 10.7.1.2/24 dev net1")?;
+    pod.ip("addr del 10.7.0.2/24 dev net1")?;
+    pod.ip("route replace default via 10.8.0.9")?;
+    pod.ip("route del 192.0.2.0/24")?;
+    pod.ip("neigh del 10.8.0.9 dev eth0")?;
+    pod.ip("-6 route del default")?;
+    let next = network.request()?;
+    assert_ne!(request, next);
+    configure(&guest, next.clone(), request)?;
+    let mut ours = shown(&guest)?;
+    let own = ours
+        .iter()
+        .position(|line| line == "addr eth0 10.8.0.77/32");
+    ours.remove(own.context("the guest's own address is gone")?);
+    assert_eq!(ours, shown(network.namespace())?);
+    let request = next;
+
+    let mut missing = request.clone();
     missing.interfaces[0].mac[5] ^= 1;
-    let error = configure(&guest, missing).unwrap_err();
+    let error = configure(&guest, missing, request).unwrap_err();
     assert!(
         error.to_string().contains("there is no network card"),
         "{error:#}"
@@ -324,10 +355,15 @@ fn ask(pod: &Namespace, to: SocketAddr, what: &[u8]) -> io::Result<Vec<u8>> {
     })
 }
 
-/// Does what the agent does, in the guest's stead.
-fn configure(guest: &Namespace, request: ConfigureNetworkRequest) -> Result<()> {
+/// Does what the agent does, in the guest's stead, when it was told of `before` last.
+fn configure(
+    guest: &Namespace,
+    request: ConfigureNetworkRequest,
+    before: ConfigureNetworkRequest,
+) -> Result<()> {
     let request = GuestNetwork::try_from(request)?;
-    let done = guest.run(move || Ok(request.configure()))?;
+    let before = GuestNetwork::try_from(before)?;
+    let done = guest.run(move || Ok(request.configure(&before)))?;
     Ok(done?)
 }
 

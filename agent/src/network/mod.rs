@@ -56,36 +56,75 @@ struct Interface {
     addresses: Vec<Address>,
 }
 
+/// What belongs to interfaces, by their numbers.
+#[derive(Debug)]
+struct Settings {
+    addresses: Vec<Address>,
+    routes: Vec<Route>,
+    neighbours: Vec<Neighbour>,
+}
+
 impl Network {
-    /// Makes it so, in the network namespace of the calling thread. What is so already stays.
+    /// Makes it so, in the network namespace of the calling thread. What is so already stays, and
+    /// what only `before`, the network that the host wanted last, has is removed; what others have
+    /// changed is theirs.
     ///
     /// # Errors
     /// When a card is missing or the kernel refuses something.
-    pub fn configure(self) -> Result<(), Error> {
+    pub fn configure(&self, before: &Self) -> Result<(), Error> {
         let kernel = Socket::open().map_err(doing(|| "talk to the kernel's network".to_owned()))?;
         switch_loopback_on(&kernel)?;
         let links = self.cards(&kernel)?;
+        let wanted = self.numbered(&links);
+        before.numbered(&links).without(&wanted).remove(&kernel)?;
         rename(&kernel, &self.interfaces, &links)?;
-        for (interface, link) in self.interfaces.into_iter().zip(&links) {
+        for (interface, link) in self.interfaces.iter().zip(&links) {
             interface.configure(&kernel, link.index)?;
         }
-        let index = |place: u32| links.get(place as usize).map_or(0, |link| link.index);
-        for mut neighbour in self.neighbours {
-            neighbour.index = index(neighbour.index);
+        for neighbour in &wanted.neighbours {
             kernel
-                .add_neighbour(&neighbour)
+                .add_neighbour(neighbour)
                 .map_err(doing(|| format!("add the neighbour {}", neighbour.address)))?;
         }
-        for mut route in self.routes {
-            for hop in &mut route.hops {
-                hop.index = index(hop.index);
-            }
-            let to = route.destination;
-            kernel.add_route(&route).map_err(doing(|| {
-                format!("add the route to {}/{}", to.address, to.prefix_len)
-            }))?;
+        for route in &wanted.routes {
+            kernel
+                .add_route(route)
+                .map_err(doing(|| format!("add {}", text(route))))?;
         }
         Ok(())
+    }
+
+    /// What belongs to those of its interfaces whose cards are among `links`.
+    fn numbered(&self, links: &[Link]) -> Settings {
+        let index = |interface: &Interface| {
+            let card = links.iter().find(|link| link.mac == Some(interface.mac));
+            card.map(|link| link.index)
+        };
+        let numbers: Vec<Option<u32>> = self.interfaces.iter().map(index).collect();
+        let number = |place: u32| numbers.get(place as usize).copied().flatten();
+        let with_numbers = self.interfaces.iter().zip(&numbers);
+        let there = with_numbers.filter_map(|(interface, number)| Some((interface, (*number)?)));
+        let route = |route: &Route| {
+            let mut route = route.clone();
+            for hop in &mut route.hops {
+                hop.index = number(hop.index)?;
+            }
+            Some(route)
+        };
+        let neighbour = |neighbour: &Neighbour| {
+            let index = number(neighbour.index)?;
+            Some(Neighbour {
+                index,
+                ..neighbour.clone()
+            })
+        };
+        Settings {
+            addresses: there
+                .flat_map(|(interface, index)| interface.addresses_at(index))
+                .collect(),
+            routes: self.routes.iter().filter_map(route).collect(),
+            neighbours: self.neighbours.iter().filter_map(neighbour).collect(),
+        }
     }
 
     /// The card of each interface.
@@ -117,24 +156,17 @@ impl Network {
 }
 
 impl Interface {
-    fn configure(self, kernel: &Socket, index: u32) -> Result<(), Error> {
-        let Self {
-            name,
-            mtu,
-            without_arp,
-            addresses,
-            ..
-        } = self;
+    fn configure(&self, kernel: &Socket, index: u32) -> Result<(), Error> {
+        let Self { name, mtu, .. } = self;
         let settings = Change {
-            mtu: Some(mtu),
-            without_arp: Some(without_arp),
+            mtu: Some(*mtu),
+            without_arp: Some(self.without_arp),
             ..Change::default()
         };
         kernel.change_link(index, &settings).map_err(doing(|| {
             format!("set up the interface {name:?} with an MTU of {mtu}")
         }))?;
-        for mut address in addresses {
-            address.index = index;
+        for address in self.addresses_at(index) {
             kernel
                 .add_address(&address)
                 .map_err(doing(|| format!("give {} to {name:?}", address.address)))?;
@@ -143,6 +175,56 @@ impl Interface {
             .change_link(index, &up())
             .map_err(doing(|| format!("switch the interface {name:?} on")))
     }
+
+    /// Its addresses, when it has this number.
+    fn addresses_at(&self, index: u32) -> impl Iterator<Item = Address> {
+        let own = self.addresses.iter().cloned();
+        own.map(move |address| Address { index, ..address })
+    }
+}
+
+impl Settings {
+    /// Those that `others` are without.
+    fn without(mut self, others: &Self) -> Self {
+        self.addresses.retain(|one| !others.addresses.contains(one));
+        self.routes.retain(|one| !others.routes.contains(one));
+        self.neighbours
+            .retain(|one| !others.neighbours.contains(one));
+        self
+    }
+
+    fn remove(&self, kernel: &Socket) -> Result<(), Error> {
+        // Before the addresses, with which routes may go by themselves.
+        for route in &self.routes {
+            let gone = unless_gone(kernel.delete_route(route));
+            gone.map_err(doing(|| format!("remove {}", text(route))))?;
+        }
+        for neighbour in &self.neighbours {
+            let gone = unless_gone(kernel.delete_neighbour(neighbour));
+            gone.map_err(doing(|| {
+                format!("remove the neighbour {}", neighbour.address)
+            }))?;
+        }
+        for address in &self.addresses {
+            let gone = unless_gone(kernel.delete_address(address));
+            gone.map_err(doing(|| format!("take {} away", address.address)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Nothing is wrong when a program of the guest removed it before.
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    const GONE: [i32; 4] = [libc::ESRCH, libc::ENOENT, libc::ENODEV, libc::EADDRNOTAVAIL];
+    match removed {
+        Err(error) if error.raw_os_error().is_some_and(|it| GONE.contains(&it)) => Ok(()),
+        removed => removed,
+    }
+}
+
+fn text(route: &Route) -> String {
+    let to = route.destination;
+    format!("the route to {}/{}", to.address, to.prefix_len)
 }
 
 /// Gives the links their names. Those that stand in the way step aside first.

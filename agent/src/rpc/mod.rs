@@ -3,7 +3,7 @@
 
 mod convert;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use protocol::{
@@ -63,6 +63,8 @@ pub struct Service {
     pub guest: Guest,
     /// Its containers.
     pub containers: Arc<Containers>,
+    /// The network that the host wanted last.
+    pub network: Mutex<Network>,
     /// Its end.
     pub power: Power,
     /// When the agent started, in nanoseconds since boot.
@@ -425,9 +427,10 @@ impl Agent for Service {
         request: message::ConfigureNetworkRequest,
     ) -> ttrpc::Result<message::Empty> {
         answer(async {
-            Network::try_from(request)
-                .map_err(network::Error::from)?
-                .configure()?;
+            let wanted = Network::try_from(request).map_err(network::Error::from)?;
+            let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+            wanted.configure(&network)?;
+            *network = wanted;
             Ok(message::Empty::default())
         })
         .await
