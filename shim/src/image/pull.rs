@@ -1,6 +1,6 @@
 //! An image from where it is into the store.
 
-use std::{io, path::PathBuf, process::Command};
+use std::{env, io, path::PathBuf, process::Command};
 
 use oci_client::Reference;
 use rootfs_builder::{
@@ -186,8 +186,16 @@ fn full_names(image: &Image) -> Vec<String> {
 fn foreign(store: &Store, text: &str, report: Report<'_>) -> Result<(Stored, Vec<String>), Error> {
     let directory = tempfile::tempdir_in(store.downloads()?).map_err(Error::Directory)?;
     let layout = directory.path().join("layout");
-    let output = Command::new("skopeo")
-        .args(["copy", "--quiet", text])
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(["copy", "--quiet"]);
+    // It asks the daemon at the usual place alone, wherever docker's own command asks.
+    if text.starts_with("docker-daemon:")
+        && let Some(host) = env::var_os("DOCKER_HOST").filter(|host| !host.is_empty())
+    {
+        skopeo.arg("--src-daemon-host").arg(host);
+    }
+    let output = skopeo
+        .arg(text)
         .arg(format!("oci:{}:image", layout.display()))
         .output()
         .map_err(Error::NoSkopeo)?;
