@@ -16,7 +16,7 @@ pub use forward::ForwardTarget;
 pub use hello::{Hello, HelloError};
 pub use lookup::{Lookup, Transport};
 pub use options::MOUNT_OPTIONS;
-pub use place::{Disk, Namespace, POD_SHM};
+pub use place::{Disk, Namespace, POD_SHM, pci_address};
 pub use stream::StreamId;
 
 /// The version of this contract; both sides must speak the same.

@@ -92,8 +92,13 @@ impl Disk {
 
     /// Its address: domain, bus, device and function.
     pub fn address(self) -> String {
-        format!("0000:00:{:02x}.0", self.0)
+        pci_address(self.0)
     }
+}
+
+/// The address of the device in a slot of the guest's PCI bus: domain, bus, device and function.
+pub fn pci_address(slot: u8) -> String {
+    format!("0000:00:{slot:02x}.0")
 }
 
 impl fmt::Display for Disk {

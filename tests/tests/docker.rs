@@ -102,6 +102,7 @@ fn serves(docker: &Docker) -> Result<()> {
     let logs = || docker.run(&["logs", "web"]);
     until("the service", || Ok(logs()?.stdout.contains("ready")))?;
     on_the_bridge(docker)?;
+    joins_and_leaves_a_network(docker)?;
 
     let exec = [
         "exec", "-i", "-u", "user", "-w", "/tmp", "-e", "A=b", "web", "sh", "-c",
@@ -173,19 +174,7 @@ fn on_the_bridge(docker: &Docker) -> Result<()> {
     let format = "{{.NetworkSettings.IPAddress}} {{.NetworkSettings.Gateway}}";
     let told = docker.run(&["inspect", "--format", format, "web"])?;
     let (address, gateway) = told.text()?.split_once(' ').context("no address")?;
-    let server = "echo hello | nc -l -p 80";
-    docker
-        .run(&["exec", "-d", "web", "sh", "-c", server])?
-        .text()?;
-    until("an answer over the bridge", || {
-        let Ok(mut connection) = TcpStream::connect((address, 80)) else {
-            return Ok(false);
-        };
-        let mut text = String::new();
-        connection.read_to_string(&mut text)?;
-        ensure!(text == "hello\n", "{text:?}");
-        Ok(true)
-    })?;
+    serves_once(docker, address)?;
     let listener = TcpListener::bind((gateway, 0))?;
     let port = listener.local_addr()?.port();
     let client = format!("echo from inside | nc {gateway} {port}");
@@ -202,4 +191,58 @@ fn on_the_bridge(docker: &Docker) -> Result<()> {
         ensure!(text == "from inside\n", "{text:?}");
         Ok(true)
     })
+}
+
+/// Something that listens in it is reached at this address.
+fn serves_once(docker: &Docker, address: &str) -> Result<()> {
+    let server = "echo hello | nc -l -p 80";
+    docker
+        .run(&["exec", "-d", "web", "sh", "-c", server])?
+        .text()?;
+    until("an answer over the bridge", || {
+        let Ok(mut connection) = TcpStream::connect((address, 80)) else {
+            return Ok(false);
+        };
+        let mut text = String::new();
+        connection.read_to_string(&mut text)?;
+        ensure!(text == "hello\n", "{text:?}");
+        Ok(true)
+    })
+}
+
+/// While it runs: a further interface comes, with the default route, and goes.
+fn joins_and_leaves_a_network(docker: &Docker) -> Result<()> {
+    docker
+        .run(&["network", "create", "--subnet", "10.233.1.0/24", "beside"])?
+        .text()?;
+    let inside = |script: &str| docker.run(&["exec", "web", "sh", "-c", script]);
+    for _ in 0..2 {
+        docker
+            .run(&["network", "connect", "beside", "web"])?
+            .text()?;
+        let format = "{{.NetworkSettings.Networks.beside.IPAddress}}";
+        let told = docker.run(&["inspect", "--format", format, "web"])?;
+        let address = told.text()?;
+        // Each is called otherwise than those before.
+        let show = "ip -4 -o addr; nslookup -type=a web 127.0.0.11";
+        until("the further interface", || {
+            let shown = inside(show)?.stdout;
+            Ok(shown.contains(&format!("inet {address}/24"))
+                && shown.contains(&format!("Address: {address}")))
+        })?;
+        serves_once(docker, address)?;
+        docker
+            .run(&["network", "disconnect", "beside", "web"])?
+            .text()?;
+        until("the interface's end", || {
+            let cards = inside("ls -d /sys/class/net/eth*")?;
+            let routes = inside("ip route")?.stdout;
+            Ok(
+                cards.stdout == "/sys/class/net/eth0\n"
+                    && routes.contains("default via 10.232.0.1"),
+            )
+        })?;
+    }
+    docker.run(&["network", "rm", "beside"])?.text()?;
+    on_the_bridge(docker)
 }

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -14,10 +15,11 @@ use anyhow::{Context, Result, ensure};
 use netlink::{Change, Socket};
 use nix::sys::socket::{setsockopt, sockopt};
 use protocol::agent::ConfigureNetworkRequest;
-use shim::network::{Left, Loopback, Namespace, Network, Reason};
+use shim::network::{Changes, Left, Loopback, Namespace, Network, Reason};
 use system_tests::{
     client::until,
     guest::{Guest, Plan},
+    verbs::{Container, eventually},
 };
 use vmm::config::DeviceConfig;
 
@@ -70,7 +72,9 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         let _ = ip(&format!("netns del {}", self.0));
-        for link in ["bhmac0", "bhdummy0", "bhveth0", "bhveth1"] {
+        for link in [
+            "bhmac0", "bhdummy0", "bhdummy2", "bhdummy3", "bhdummy4", "bhveth0", "bhveth1",
+        ] {
             let _ = ip(&format!("link del {link}"));
         }
     }
@@ -424,4 +428,148 @@ fn shown(namespace: &Namespace) -> Result<Vec<String>> {
     }
     all.sort();
     Ok(all)
+}
+
+/// A container whose pod has the network namespace `name`, and that serves an echo at port 80.
+fn serving(name: &str) -> Result<Container> {
+    let path = format!("/run/netns/{name}");
+    let serve = "while :; do busybox nc -l -p 80 -e cat; done";
+    let container = Container::create(serve, |config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut();
+        for one in namespaces.into_iter().flatten() {
+            if one["type"] == "network" {
+                one["path"] = path.clone().into();
+            }
+        }
+    })?;
+    container.ok(&["start", "web"])?;
+    Ok(container)
+}
+
+/// What a command line prints in the container, whether it succeeds or not.
+fn inside(container: &Container, script: &str) -> Result<String> {
+    let output = container.run(&["exec", "web", "sh", "-c", script])?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Sends much to an echo, and gets all of it back.
+fn echoes(address: &str) -> Result<()> {
+    let address: SocketAddr = address.parse()?;
+    let mut stream = None;
+    eventually(&format!("a connection to {address}"), || {
+        stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok();
+        Ok(stream.is_some())
+    })?;
+    let mut stream = stream.context("no connection")?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let sent: Vec<u8> = (0..256 << 10).map(|at: u32| (at / 7) as u8).collect();
+    let mut other = stream.try_clone()?;
+    let text = sent.clone();
+    let sending = thread::spawn(move || other.write_all(&text));
+    let mut received = vec![0; sent.len()];
+    stream.read_exact(&mut received)?;
+    assert!(matches!(sending.join(), Ok(Ok(()))));
+    assert!(sent == received, "not what was sent");
+    Ok(())
+}
+
+#[test]
+fn interfaces_come_and_go_while_a_pod_runs() -> Result<()> {
+    let pod = Pod::new("bhpod3")?;
+    let web = serving("bhpod3")?;
+    echoes("10.8.0.2:80")?;
+
+    // Twice, the second time into the place of the first.
+    for last in ["7", "8"] {
+        // As clients do: step by step, with another name at first.
+        ip("link add bhveth1 type veth peer name bhnew netns bhpod3")?;
+        pod.ip("link set bhnew name eth7")?;
+        pod.ip(&format!("link set eth7 address 02:00:00:00:08:0{last}"))?;
+        pod.ip("addr add 10.8.7.2/24 dev eth7")?;
+        pod.ip("link set eth7 up")?;
+        ip("addr add 10.8.7.1/24 dev bhveth1")?;
+        ip("link set bhveth1 up")?;
+        pod.ip("route add 192.0.2.128/25 via 10.8.7.1")?;
+        eventually("the route by the new interface", || {
+            let routes = inside(&web, "busybox ip route")?;
+            Ok(routes.contains("192.0.2.128/25 via 10.8.7.1 dev eth7"))
+        })?;
+        echoes("10.8.7.2:80")?;
+        echoes("10.8.0.2:80")?;
+
+        // Its addresses change, and much else before the last of them.
+        let changes: String = (0..500)
+            .map(|_| "route add 198.51.100.0/24 dev eth7\nroute del 198.51.100.0/24\n")
+            .collect();
+        let directory = tempfile::tempdir()?;
+        let file = directory.path().join("changes");
+        std::fs::write(&file, changes)?;
+        pod.ip(&format!("-batch {}", file.display()))?;
+        pod.ip("addr add 10.8.77.2/24 dev eth7")?;
+        pod.ip("addr del 10.8.7.2/24 dev eth7")?;
+        ip("addr add 10.8.77.1/24 dev bhveth1")?;
+        eventually("the other address", || {
+            let addresses = inside(&web, "busybox ip -o -4 addr show dev eth7")?;
+            Ok(addresses.contains("10.8.77.2/24") && !addresses.contains("10.8.7.2/24"))
+        })?;
+        echoes("10.8.77.2:80")?;
+
+        ip("link del bhveth1")?;
+        eventually("the interface's end", || {
+            let gone = "[ -e /sys/class/net/eth7 ] || echo gone";
+            let taps = pod.ip("-o link")?.matches(": bulkhead").count();
+            Ok(inside(&web, gone)? == "gone\n" && taps == 2)
+        })?;
+        echoes("10.8.0.2:80")?;
+    }
+
+    // With the pod the watch has ended: what held the namespace does not any more.
+    web.ok(&["kill", "web", "KILL"])?;
+    eventually("its end", || Ok(web.status()? == "stopped"))?;
+    web.ok(&["delete", "web"])?;
+    ip("netns del bhpod3")?;
+    eventually("the namespace's end", || {
+        Ok(!Path::new("/sys/class/net/bhveth0").exists())
+    })
+}
+
+#[test]
+fn a_flood_of_changes_is_told_as_few() -> Result<()> {
+    let namespace = Namespace::fresh()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let changes = Changes::open(&namespace)?;
+        let told = async |within| tokio::time::timeout(within, changes.settled()).await;
+        // The loopback was switched on before.
+        assert!(told(Duration::from_millis(500)).await.is_err());
+        let flood = || {
+            namespace.run(|| {
+                let kernel = Socket::open()?;
+                kernel.add_link("flood0", "bridge")?;
+                let links = kernel.links()?;
+                let link = links.iter().find(|link| link.name == "flood0");
+                let index = link.ok_or(io::ErrorKind::NotFound)?.index;
+                for up in (0..4000).map(|count| count % 2 == 0) {
+                    let up = Some(up);
+                    let change = Change {
+                        up,
+                        ..Change::default()
+                    };
+                    kernel.change_link(index, &change)?;
+                }
+                kernel.delete_link(index)
+            })
+        };
+        for _ in 0..2 {
+            flood()?;
+            told(Duration::from_secs(10)).await??;
+            assert!(
+                told(Duration::from_millis(500)).await.is_err(),
+                "told twice"
+            );
+        }
+        Ok(())
+    })
 }

@@ -336,6 +336,7 @@ fn podman_connects_containers_by_networks_of_its_own() -> Result<()> {
             told.contains(&format!("Address: {address}")) && told.ends_with("hello"),
             "{told}"
         );
+        joins_and_leaves_a_network(podman)?;
         podman
             .run(&["rm", "--force", "--time", "0", "web"])?
             .text()?;
@@ -346,6 +347,38 @@ fn podman_connects_containers_by_networks_of_its_own() -> Result<()> {
         );
         Ok(())
     })?;
+    Ok(())
+}
+
+/// While it runs: a further interface comes, and goes.
+fn joins_and_leaves_a_network(podman: &Podman) -> Result<()> {
+    let create = ["network", "create", "--subnet", "10.234.1.0/24", "beside"];
+    podman.run(&create)?.text()?;
+    for _ in 0..2 {
+        podman
+            .run(&["network", "connect", "beside", "web"])?
+            .text()?;
+        let format = "{{.NetworkSettings.Networks.beside.IPAddress}}";
+        let address = podman.inspect("web", format)?;
+        until("the further interface", || {
+            let show = [
+                "exec", "web", "ip", "-4", "-o", "addr", "show", "dev", "eth1",
+            ];
+            let shown = podman.run(&show)?.stdout;
+            Ok(shown.contains(&format!("inet {address}/24")))
+        })?;
+        until("an answer by it", || {
+            Ok(answer_of(&format!("{address}:8080")).is_ok_and(|text| text == "hello\n"))
+        })?;
+        podman
+            .run(&["network", "disconnect", "beside", "web"])?
+            .text()?;
+        until("the interface's end", || {
+            let shown = podman.run(&["exec", "web", "ls", "/sys/class/net"])?;
+            Ok(shown.status == 0 && !shown.stdout.contains("eth1"))
+        })?;
+    }
+    podman.run(&["network", "rm", "beside"])?.text()?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 use netlink::{Change, Link, Socket};
 use vmm::{config::Mac, virtio::net::tap};
 
-use super::{Card, Namespace, filter::Filter, vhost};
+use super::{Card, CardId, Namespace, filter::Filter, vhost};
 
 /// Why an interface cannot be joined.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,9 @@ pub enum Error {
 /// An interface that is joined; dropping it undoes that.
 #[derive(Debug)]
 pub(super) struct Joined {
-    link: u32,
+    card: CardId,
+    /// The slot of the guest's bus that its card is in, once it is.
+    pub(super) slot: Option<u8>,
     _redirects: Vec<Filter>,
     // Dropped last: the redirects are gone by then.
     tap: Option<Tap>,
@@ -42,7 +44,8 @@ impl Joined {
     /// Joins an interface; one that is a tap itself is given to the guest as it is.
     pub(super) fn new(namespace: &Namespace, link: &Link) -> Result<(Self, Card), Error> {
         let mut this = Self {
-            link: link.index,
+            card: CardId::of(link),
+            slot: None,
             _redirects: Vec::new(),
             tap: None,
         };
@@ -66,6 +69,7 @@ impl Joined {
             queue
         };
         let card = Card {
+            id: this.card,
             name: link.name.clone(),
             mac: Mac(link.mac.unwrap_or_default()),
             mtu: link.mtu,
@@ -75,14 +79,19 @@ impl Joined {
         Ok((this, card))
     }
 
+    /// The card.
+    pub(super) fn card(&self) -> CardId {
+        self.card
+    }
+
     /// The interface's number.
     pub(super) fn index(&self) -> u32 {
-        self.link
+        self.card.link
     }
 
     /// Whether an interface is this one or its tap.
     pub(super) fn has(&self, index: u32) -> bool {
-        self.link == index || self.tap.as_ref().is_some_and(|tap| tap.index == index)
+        self.index() == index || self.tap.as_ref().is_some_and(|tap| tap.index == index)
     }
 }
 

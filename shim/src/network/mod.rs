@@ -11,6 +11,7 @@
 //! was; since all that comes in is redirected, the host's kernel answers none
 //! of it. What is made here is undone when the [`Network`] is dropped.
 
+mod changes;
 mod filter;
 mod joined;
 mod loopback;
@@ -35,6 +36,7 @@ use vmm::config::{Mac, NetConfig, Rate, Resource};
 
 use self::joined::Joined;
 pub use self::{
+    changes::Changes,
     joined::Error as JoinError,
     loopback::{Error as LoopbackError, Loopback},
     namespace::Namespace,
@@ -82,9 +84,19 @@ pub struct Network {
     joined: Vec<Joined>,
 }
 
+/// Which card it is: an interface that gets another address needs another card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CardId {
+    /// The interface's number.
+    link: u32,
+    mac: [u8; 6],
+}
+
 /// A card for the guest.
 #[derive(Debug)]
 pub struct Card {
+    /// Which one.
+    pub id: CardId,
     /// The interface that it is joined with, and its own name in the guest.
     pub name: String,
     /// Its address.
@@ -95,6 +107,17 @@ pub struct Card {
     pub tap: OwnedFd,
     /// `/dev/vhost-net`, where the host has it.
     pub vhost: Option<OwnedFd>,
+}
+
+/// What was joined with an interface that is gone; dropping it undoes that.
+#[derive(Debug)]
+pub struct Parted(Joined);
+
+impl Parted {
+    /// The slot of the guest's bus that its card is still in, if it is.
+    pub fn slot(&self) -> Option<u8> {
+        self.0.slot
+    }
 }
 
 /// An interface that the guest does not get.
@@ -141,25 +164,62 @@ impl Network {
     /// for them.
     ///
     /// # Errors
-    /// When one cannot be joined; what was joined by this call is undone.
+    /// When one cannot be joined.
     pub fn join(&mut self) -> Result<Vec<Card>, Error> {
-        let mut joined = Vec::new();
+        let (cards, failed) = self.join_each()?;
+        failed.map_or(Ok(cards), Err)
+    }
+
+    /// As [`Network::join`]; why one cannot be joined comes with the cards of the others.
+    ///
+    /// # Errors
+    /// When the interfaces cannot be listed.
+    pub fn join_each(&mut self) -> Result<(Vec<Card>, Option<Error>), Error> {
         let mut cards = Vec::new();
-        for link in self
-            .links()?
-            .into_iter()
-            .filter(|link| left(link).is_none())
-        {
-            let (one, card) =
-                Joined::new(&self.namespace, &link).map_err(|source| Error::Join {
-                    name: link.name.clone(),
-                    source,
-                })?;
-            joined.push(one);
-            cards.push(card);
+        let mut failed = None;
+        let links = self.links()?.into_iter();
+        for link in links.filter(|link| left(link).is_none()) {
+            match Joined::new(&self.namespace, &link) {
+                Ok((one, card)) => {
+                    self.joined.push(one);
+                    cards.push(card);
+                }
+                Err(source) => {
+                    let name = link.name;
+                    failed.get_or_insert(Error::Join { name, source });
+                }
+            }
         }
-        self.joined.append(&mut joined);
-        Ok(cards)
+        Ok((cards, failed))
+    }
+
+    /// Notes the slot of the guest's bus that the card for an interface is in.
+    pub fn plugged(&mut self, card: CardId, slot: u8) {
+        if let Some(one) = self.joined.iter_mut().find(|one| one.card() == card) {
+            one.slot = Some(slot);
+        }
+    }
+
+    /// Notes the slots of all cards, in the order in which their interfaces were joined.
+    pub fn plugged_in_order(&mut self, slots: impl Iterator<Item = u8>) {
+        for (one, slot) in self.joined.iter_mut().zip(slots) {
+            one.slot = Some(slot);
+        }
+    }
+
+    /// Undoes the join of an interface, whose card the guest does not have.
+    pub fn part(&mut self, card: CardId) {
+        self.joined.retain(|one| one.card() != card);
+    }
+
+    /// Parts from the interfaces that are not there any more.
+    ///
+    /// # Errors
+    /// When those that are there cannot be listed.
+    pub fn part_from_gone(&mut self) -> Result<Vec<Parted>, Error> {
+        let links = self.all_links()?;
+        let gone = |one: &mut Joined| !links.iter().any(|link| one.card() == CardId::of(link));
+        Ok(self.joined.extract_if(.., gone).map(Parted).collect())
     }
 
     /// The interfaces that the guest does not get.
@@ -196,18 +256,26 @@ impl Network {
 
     /// The interfaces that are neither joined nor our own.
     fn links(&self) -> Result<Vec<Link>, Error> {
-        let mut links = self
-            .namespace
-            .kernel()
-            .links()
-            .map_err(|source| Error::List {
-                what: "interfaces",
-                source,
-            })?;
+        let mut links = self.all_links()?;
         links.retain(|link| {
             !link.flags.is_loopback() && !self.joined.iter().any(|one| one.has(link.index))
         });
         Ok(links)
+    }
+
+    fn all_links(&self) -> Result<Vec<Link>, Error> {
+        let what = "interfaces";
+        let links = self.namespace.kernel().links();
+        links.map_err(|source| Error::List { what, source })
+    }
+}
+
+impl CardId {
+    fn of(link: &Link) -> Self {
+        Self {
+            link: link.index,
+            mac: link.mac.unwrap_or_default(),
+        }
     }
 }
 

@@ -178,6 +178,13 @@ impl Pod {
                 self.containers.clone(),
                 self.events.clone(),
             ));
+            let sandbox = self.sandbox.clone();
+            let containers = self.containers.clone();
+            self.spawn(async move {
+                // Whoever connects it to a network may write down a name server of that, too.
+                let serve = || sandbox.serve_resolvers(&all_resolvers(&containers));
+                sandbox.keep_following_network(serve).await;
+            });
             Ok::<_, Error>(guest)
         });
         configured.await
@@ -396,7 +403,7 @@ impl Pod {
             // Some clients finish the network between a container's making and its start.
             self.sandbox.follow_network().await?;
             self.sandbox
-                .serve_resolvers(&self.resolvers(&which.container));
+                .serve_resolvers(&all_resolvers(&self.containers));
         }
         let trace = self.sandbox.trace();
         let begin_ns = trace.now_ns();
@@ -444,17 +451,6 @@ impl Pod {
     pub async fn wait(&self, which: &ProcessId) -> Result<Exit, Error> {
         let process = self.process(which)?;
         Ok(process.ended().await)
-    }
-
-    /// The name servers that a container is told of and that are on a loopback. Clients write the
-    /// file when the network is there.
-    fn resolvers(&self, container: &ContainerId) -> Vec<IpAddr> {
-        let path = match self.containers().get(container) {
-            Some(Slot::Made(container)) => container.resolv_conf.clone(),
-            _ => None,
-        };
-        let text = path.and_then(|path| read_text(&path, RESOLV_CONF_MAX).ok());
-        text.map_or(Vec::new(), |text| on_loopback(&text))
     }
 
     /// What is known of a process, without asking the guest.
@@ -567,6 +563,23 @@ async fn put(place: &mut Place, new: &NewContainer, disks: &Disks) -> Result<Pla
         }
     }
     Ok(places)
+}
+
+/// The name servers that containers are told of and that are on a loopback. Clients write the files
+/// when the network is there.
+fn all_resolvers(containers: &Entries) -> Vec<IpAddr> {
+    let paths: Vec<PathBuf> = {
+        let containers = containers.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = |slot: &Slot| match slot {
+            Slot::Made(container) => container.resolv_conf.clone(),
+            Slot::Reserved => None,
+        };
+        containers.values().filter_map(path).collect()
+    };
+    let texts = paths
+        .iter()
+        .filter_map(|path| read_text(path, RESOLV_CONF_MAX).ok());
+    texts.flat_map(|text| on_loopback(&text)).collect()
 }
 
 /// Tells of every container in which a process was killed for want of memory. The guest may say

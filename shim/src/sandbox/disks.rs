@@ -11,6 +11,7 @@ use ::vmm::{
     control::{self, Client},
 };
 use protocol::{Disk, agent::RescanDevicesRequest};
+use tokio::task::JoinError;
 
 use super::{CONTROL, Error, Sandbox, no_limit};
 
@@ -30,7 +31,8 @@ impl Sandbox {
         };
         let slot = self
             .command(move |vmm| vmm.add_device(device, &[file.as_fd()]))
-            .await?;
+            .await
+            .map_err(Error::Disk)?;
         Disk::in_slot(slot).ok_or(Error::Disk(control::Error::Unexpected))
     }
 
@@ -49,24 +51,20 @@ impl Sandbox {
         });
         left.await?;
         for disk in disks.iter().map(|disk| disk.slot()) {
-            self.command(move |vmm| vmm.remove_device(disk)).await?;
+            let removed = self.command(move |vmm| vmm.remove_device(disk)).await;
+            removed.map_err(Error::Disk)?;
         }
         Ok(())
     }
 
     /// Asks the VMM for something; no runtime waits for it even if it does not answer.
-    async fn command<T: Send + 'static>(
+    pub(super) async fn command<T: Send + 'static>(
         &self,
         command: impl FnOnce(&mut Client) -> Result<T, control::Error> + Send + 'static,
-    ) -> Result<T, Error> {
+    ) -> Result<T, control::Error> {
         let path: PathBuf = self.state.short_path(CONTROL);
         let asked = tokio::task::spawn_blocking(move || command(&mut Client::connect(&path)?));
-        match asked.await {
-            Ok(answer) => answer.map_err(Error::Disk),
-            Err(source) => Err(Error::Make {
-                what: "the thread that plugs in a disk",
-                source: source.into(),
-            }),
-        }
+        let ended = |error: JoinError| Err(control::Error::Send(error.into()));
+        asked.await.unwrap_or_else(ended)
     }
 }

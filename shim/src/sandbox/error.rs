@@ -34,6 +34,15 @@ pub enum Error {
         #[source]
         source: ::vmm::control::Error,
     },
+    /// A card of an interface that is gone.
+    #[error("cannot take the network card in slot {slot} out of the virtual machine")]
+    Unplug {
+        /// The slot.
+        slot: u8,
+        /// What the VMM said.
+        #[source]
+        source: ::vmm::control::Error,
+    },
     /// The cgroup is another container's.
     #[error(
         "the cgroup {} has processes of another container; name another by linux.cgroupsPath, or choose another id",

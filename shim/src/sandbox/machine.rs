@@ -111,6 +111,12 @@ pub(super) fn compose(launch: &mut Launch, size: Size, parts: Parts) -> VmConfig
     }
 }
 
+/// The slots of the bus that the network cards come into: the VMM fills them in the devices' order.
+pub(super) fn card_slots(config: &VmConfig) -> impl Iterator<Item = u8> {
+    let devices = (0..).zip(&config.devices);
+    devices.filter_map(|(slot, device)| matches!(device, DeviceConfig::Net(_)).then_some(slot))
+}
+
 /// The kernel's command line. The VMM adds what depends on its own layout, such as where the
 /// console's ring lies.
 pub fn cmdline() -> String {

@@ -183,7 +183,7 @@ impl Sandbox {
         let attachments = attached(&state, network.as_ref(), attach, trace).await?;
         // Whatever hooks and plug-ins made in it is there now.
         let joining = trace.span("network joined");
-        let (network, cards) = match plan.purpose {
+        let (mut network, cards) = match plan.purpose {
             Purpose::Containers => joined(network)?,
             Purpose::Probe => (None, Vec::new()),
         };
@@ -221,6 +221,9 @@ impl Sandbox {
         let images = parts.media.images.iter().chain([&parts.resources.image]);
         let mapped = Mapped::of(images).map_err(make("a descriptor"))?;
         let config = machine::compose(&mut launch, plan.size, parts);
+        if let Some(network) = &mut network {
+            network.plugged_in_order(machine::card_slots(&config));
+        }
         state.record(&Made::Vmm)?;
         let vmm = Vmm::launch(launch, &config, mapped).map_err(Error::Launch)?;
         drop(spawning);
