@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    errno::Errno,
+    sys::stat::{Mode, fchmod, fstat},
+};
 use system_tests::guest::{Guest, Plan};
 use vmm::{
     config::{Bucket, DeviceConfig, Mac, NetConfig, Rate, Resource},
@@ -259,5 +263,15 @@ fn a_limited_card_is_as_fast_as_its_limit() -> Result<()> {
     let (count, time) = read?;
     assert_eq!(count, 3 << 20);
     assert!(time > Duration::from_millis(2500), "{time:?}");
+    Ok(())
+}
+
+#[test]
+fn by_a_tap_the_mode_of_its_device_cannot_be_changed() -> Result<()> {
+    let (_, queues) = tap::open("bhmode%d", 2)?;
+    for queue in queues {
+        let mode = Mode::from_bits_truncate(fstat(&queue)?.st_mode);
+        assert_eq!(fchmod(&queue, mode), Err(Errno::EROFS));
+    }
     Ok(())
 }

@@ -241,6 +241,11 @@ pub(crate) fn set_apart(
     apart.collect()
 }
 
+/// A device of the host by a mount of its own, where that can be.
+pub(crate) fn device_apart(device: BorrowedFd<'_>) -> Option<OwnedFd> {
+    apart(device, Access::ReadWrite)
+}
+
 /// The files and devices of the host that a VM's device uses and other pods may use too.
 fn of_all_pods(device: &DeviceConfig) -> Vec<(&Resource, Access)> {
     match device {

@@ -7,12 +7,13 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{features, header::HEADER_BYTES, sys};
+use crate::launch;
 
 /// `TUN_F_*` of linux/if_tun.h: what the reader of a tap does for its sender.
 const F_CSUM: u32 = 0x01;
@@ -231,14 +232,22 @@ pub fn open(name: &str, count: usize) -> io::Result<(String, Vec<OwnedFd>)> {
     let mut name = name.to_owned();
     let mut queues = Vec::with_capacity(count);
     for _ in 0..count {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")?;
+        let file = open_device()?;
         name = sys::attach(&file, &name, flags)?;
         queues.push(file.into());
     }
     Ok((name, queues))
+}
+
+/// What becomes a queue. It stays open in the VMM, and the device behind it is the host's: it is set
+/// apart before, since it cannot be opened again afterwards.
+fn open_device() -> io::Result<File> {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    let apart = launch::device_apart(device.as_fd());
+    Ok(apart.map_or(device, File::from))
 }
 
 /// Opens a further queue of the tap device `name`, however many it may have.
@@ -250,10 +259,7 @@ pub fn open_existing(name: &str) -> io::Result<OwnedFd> {
     nix::net::if_::if_nametoindex(name)?;
     match open(name, 1) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/net/tun")?;
+            let file = open_device()?;
             sys::attach(&file, name, BASIC | IFF_MULTI_QUEUE)?;
             Ok(file.into())
         }
