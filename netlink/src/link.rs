@@ -20,8 +20,12 @@ const MTU: u16 = 4;
 const MASTER: u16 = 10;
 const INFO: u16 = 18;
 const AF_SPEC: u16 = 26;
-/// `IFLA_INFO_KIND`
+/// `IFLA_INFO_KIND`, `IFLA_INFO_DATA`
 const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+/// `IFLA_IPVLAN_MODE`, `IPVLAN_MODE_L3S`
+const IPVLAN_MODE: u16 = 1;
+const IPVLAN_L3S: u16 = 2;
 /// `IFLA_INET6_ADDR_GEN_MODE`, `IN6_ADDR_GEN_MODE_NONE`
 const INET6_MODE: u16 = 8;
 const INET6_MODE_NONE: u8 = 1;
@@ -77,6 +81,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// The bridge or bond that it is a port of.
     pub master: Option<u32>,
+    /// Whether it is an ipvlan in mode l3s: its packets come in by the master alone.
+    pub l3s: bool,
 }
 
 /// What is to be another way.
@@ -181,6 +187,7 @@ fn read(body: &[u8]) -> Option<Link> {
         mtu: 0,
         kind: None,
         master: None,
+        l3s: false,
     };
     for (kind, value) in attributes(body.get(FIXED..)?) {
         match kind {
@@ -189,8 +196,14 @@ fn read(body: &[u8]) -> Option<Link> {
             MTU => link.mtu = u32_at(value, 0)?,
             MASTER => link.master = u32_at(value, 0),
             INFO => {
-                let named = attributes(value).find(|(kind, _)| *kind == INFO_KIND);
-                link.kind = named.map(|(_, value)| text(value));
+                let part = |which| attributes(value).find(|(kind, _)| *kind == which);
+                link.kind = part(INFO_KIND).map(|(_, value)| text(value));
+                if link.kind.as_deref() == Some("ipvlan")
+                    && let Some((_, data)) = part(INFO_DATA)
+                {
+                    let mode = attributes(data).find(|(kind, _)| *kind == IPVLAN_MODE);
+                    link.l3s = mode.and_then(|(_, mode)| u16_at(mode, 0)) == Some(IPVLAN_L3S);
+                }
             }
             _ => {}
         }

@@ -430,6 +430,115 @@ fn shown(namespace: &Namespace) -> Result<Vec<String>> {
     Ok(all)
 }
 
+/// A ping by the guest, and a question to what it serves, between its address and that of the other
+/// end, where `host` runs programs.
+fn both_ways(guest: &mut Guest, host: &str, ours: &str, theirs: &str) -> Result<()> {
+    guest.sh(&format!("ping -c 1 -W 5 {theirs}"))?;
+    let ask = format!("{host}timeout 20 busybox nc -w 5 {ours} 80");
+    let (program, arguments) = ask.split_once(' ').context("no command")?;
+    eventually(&format!("an answer at {ours}"), || {
+        Ok(run(program, arguments).is_ok_and(|answer| answer == "from the guest\n"))
+    })
+}
+
+#[test]
+fn ipvlans_taps_and_bridges_are_joined_and_what_cannot_be_is_refused() -> Result<()> {
+    let pod = Pod::new("bhpod4")?;
+    let mut network = Network::open(Some(pod.open()?.into()))?;
+    let mut guest = Guest::start(Plan::default())?;
+    let plug = |network: &mut Network, guest: &mut Guest, expected: &str| -> Result<String> {
+        let cards = network.join()?;
+        let names: Vec<_> = cards.iter().map(|card| card.name.as_str()).collect();
+        assert_eq!(names, [expected]);
+        let (config, fds) = cards[0].hot_plug();
+        let mac = config.mac.to_string();
+        let mut vmm = guest.control()?;
+        vmm.add_device(DeviceConfig::Net(config), &fds)?;
+        guest.sh("echo 1 > /sys/bus/pci/rescan")?;
+        let find = format!(
+            "for i in /sys/class/net/*; do grep -q {mac} $i/address && basename $i; done; true"
+        );
+        Ok(guest.sh(&find)?.trim().to_owned())
+    };
+    guest.sh("(while :; do echo from the guest | nc -l -p 80; done) &")?;
+    // Those that every pod of this test has.
+    drop(network.join()?);
+
+    for (mode, third) in [("l2", 2), ("l3", 3)] {
+        ip(&format!("link add bhdummy{third} type dummy"))?;
+        ip(&format!("link set bhdummy{third} up"))?;
+        let new = format!("link add link bhdummy{third} name");
+        ip(&format!(
+            "{new} ipv{third} netns bhpod4 type ipvlan mode {mode}"
+        ))?;
+        ip(&format!("{new} bhipv{third} type ipvlan mode {mode}"))?;
+        ip(&format!("addr add 10.6.{third}.1/24 dev bhipv{third}"))?;
+        ip(&format!("link set bhipv{third} up"))?;
+        pod.ip(&format!("addr add 10.6.{third}.2/24 dev ipv{third}"))?;
+        pod.ip(&format!("link set ipv{third} up"))?;
+        let name = plug(&mut network, &mut guest, &format!("ipv{third}"))?;
+        let arp = if mode == "l3" { "arp off" } else { "arp on" };
+        guest.sh(&format!("ip link set {name} {arp}"))?;
+        guest.sh(&format!("ip addr add 10.6.{third}.2/24 dev {name}"))?;
+        guest.sh(&format!("ip link set {name} up"))?;
+        let (ours, theirs) = (format!("10.6.{third}.2"), format!("10.6.{third}.1"));
+        both_ways(&mut guest, "", &ours, &theirs).with_context(|| format!("ipvlan {mode}"))?;
+    }
+    // A second one of a master has its address again.
+    ip("link add link bhdummy2 name ipv4 netns bhpod4 type ipvlan mode l2")?;
+    pod.ip("link set ipv4 up")?;
+    let error = format!("{:#}", anyhow::Error::from(network.join().unwrap_err()));
+    assert!(
+        error.contains("\"ipv4\"") && error.contains("another interface's"),
+        "{error}"
+    );
+    pod.ip("link del ipv4")?;
+    ip("link add bhdummy4 type dummy")?;
+    ip("link add link bhdummy4 name ipv5 netns bhpod4 type ipvlan mode l3s")?;
+    pod.ip("link set ipv5 up")?;
+    let error = format!("{:#}", anyhow::Error::from(network.join().unwrap_err()));
+    assert!(
+        error.contains("\"ipv5\"") && error.contains("mode l3s"),
+        "{error}"
+    );
+    pod.ip("link del ipv5")?;
+
+    // The other end of a tap is the namespace's own.
+    pod.ip("tuntap add dev tap0 mode tap vnet_hdr")?;
+    pod.ip("addr add 10.6.4.1/24 dev tap0")?;
+    pod.ip("link set tap0 up")?;
+    let name = plug(&mut network, &mut guest, "tap0")?;
+    guest.sh(&format!("ip addr add 10.6.4.2/24 dev {name}"))?;
+    guest.sh(&format!("ip link set {name} up"))?;
+    both_ways(&mut guest, "ip netns exec bhpod4 ", "10.6.4.2", "10.6.4.1").context("a tap")?;
+
+    // A bridge is the guest's, and its port is the bridge's.
+    ip("link add bhveth1 type veth peer name eth7 netns bhpod4")?;
+    ip("addr add 10.6.5.1/24 dev bhveth1")?;
+    ip("link set bhveth1 up")?;
+    pod.ip("link add br0 type bridge")?;
+    pod.ip("link set eth7 master br0 up")?;
+    pod.ip("addr add 10.6.5.2/24 dev br0")?;
+    pod.ip("link set br0 up")?;
+    let name = plug(&mut network, &mut guest, "br0")?;
+    let port = Left {
+        name: "eth7".to_owned(),
+        reason: Reason::Port,
+    };
+    assert_eq!(network.left()?, [port]);
+    guest.sh(&format!("ip addr add 10.6.5.2/24 dev {name}"))?;
+    guest.sh(&format!("ip link set {name} up"))?;
+    both_ways(&mut guest, "", "10.6.5.2", "10.6.5.1").context("a bridge")?;
+    pod.ip("tuntap add dev tap1 mode tap vnet_hdr")?;
+    pod.ip("link set tap1 master br0 up")?;
+    let error = format!("{:#}", anyhow::Error::from(network.join().unwrap_err()));
+    assert!(
+        error.contains("\"tap1\"") && error.contains("port of a bridge"),
+        "{error}"
+    );
+    Ok(())
+}
+
 /// A container whose pod has the network namespace `name`, and that serves an echo at port 80.
 fn serving(name: &str) -> Result<Container> {
     let path = format!("/run/netns/{name}");

@@ -10,6 +10,21 @@ use super::{Card, CardId, Namespace, filter::Filter, vhost};
 /// Why an interface cannot be joined.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// An ipvlan that a redirect never sees a packet of.
+    #[error(
+        "it is an ipvlan in mode l3s, at which no packet comes in; make it one in mode l2 or l3, or a macvlan"
+    )]
+    L3s,
+    /// A tap whose bridge keeps what is for the guest.
+    #[error(
+        "it is a tap and the port of a bridge, which takes what is for the tap's address, and so the guest's, for its own; take it out of the bridge"
+    )]
+    BridgedTap,
+    /// One too many with an address.
+    #[error(
+        "its address {0} is another interface's too, as two ipvlans of one master have it, and the guest tells its cards apart by their addresses"
+    )]
+    SameAddress(Mac),
     /// The tap device.
     #[error("cannot make a tap; is the module tun there?")]
     Tap(#[source] io::Error),
@@ -43,13 +58,20 @@ pub(super) struct Joined {
 impl Joined {
     /// Joins an interface; one that is a tap itself is given to the guest as it is.
     pub(super) fn new(namespace: &Namespace, link: &Link) -> Result<(Self, Card), Error> {
+        let is_tap = link.kind.as_deref() == Some("tun");
+        if link.l3s {
+            return Err(Error::L3s);
+        }
+        if is_tap && link.master.is_some() {
+            return Err(Error::BridgedTap);
+        }
         let mut this = Self {
             card: CardId::of(link),
             slot: None,
             _redirects: Vec::new(),
             tap: None,
         };
-        let queue = if link.kind.as_deref() == Some("tun") {
+        let queue = if is_tap {
             let name = link.name.clone();
             namespace
                 .run(move || tap::open_existing(&name))

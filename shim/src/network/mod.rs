@@ -136,6 +136,8 @@ pub enum Reason {
     Down,
     /// Its packets are no Ethernet frames.
     NotEthernet,
+    /// It is a port of a bridge or a bond that the guest gets: what comes in goes there.
+    Port,
 }
 
 impl Network {
@@ -177,15 +179,22 @@ impl Network {
     pub fn join_each(&mut self) -> Result<(Vec<Card>, Option<Error>), Error> {
         let mut cards = Vec::new();
         let mut failed = None;
-        let links = self.links()?.into_iter();
-        for link in links.filter(|link| left(link).is_none()) {
-            match Joined::new(&self.namespace, &link) {
+        let all = self.all_links()?;
+        let new = all.iter().filter(|link| self.is_new(link));
+        let wanted: Vec<_> = new.filter(|link| left(link, &all).is_none()).collect();
+        for link in wanted {
+            let mac = CardId::of(link).mac;
+            let joined = match self.joined.iter().any(|one| one.card().mac == mac) {
+                true => Err(JoinError::SameAddress(Mac(mac))),
+                false => Joined::new(&self.namespace, link),
+            };
+            match joined {
                 Ok((one, card)) => {
                     self.joined.push(one);
                     cards.push(card);
                 }
                 Err(source) => {
-                    let name = link.name;
+                    let name = link.name.clone();
                     failed.get_or_insert(Error::Join { name, source });
                 }
             }
@@ -227,14 +236,14 @@ impl Network {
     /// # Errors
     /// When they cannot be listed.
     pub fn left(&self) -> Result<Vec<Left>, Error> {
-        let links = self.links()?.into_iter();
-        Ok(links
-            .filter_map(|link| {
-                let reason = left(&link)?;
-                let name = link.name;
-                Some(Left { name, reason })
-            })
-            .collect())
+        let all = self.all_links()?;
+        let new = all.iter().filter(|link| self.is_new(link));
+        let left = new.filter_map(|link| {
+            let reason = left(link, &all)?;
+            let name = link.name.clone();
+            Some(Left { name, reason })
+        });
+        Ok(left.collect())
     }
 
     /// What the agent is told: all of what belongs to the interfaces that are joined, as it is now.
@@ -254,13 +263,9 @@ impl Network {
         Ok(settings.request(&joined))
     }
 
-    /// The interfaces that are neither joined nor our own.
-    fn links(&self) -> Result<Vec<Link>, Error> {
-        let mut links = self.all_links()?;
-        links.retain(|link| {
-            !link.flags.is_loopback() && !self.joined.iter().any(|one| one.has(link.index))
-        });
-        Ok(links)
+    /// Whether an interface is neither joined nor our own.
+    fn is_new(&self, link: &Link) -> bool {
+        !link.flags.is_loopback() && !self.joined.iter().any(|one| one.has(link.index))
     }
 
     fn all_links(&self) -> Result<Vec<Link>, Error> {
@@ -311,12 +316,21 @@ impl Card {
     }
 }
 
-/// Why the guest does not get an interface, if it does not.
-fn left(link: &Link) -> Option<Reason> {
+/// Why the guest does not get an interface of `all`, if it does not.
+fn left(link: &Link, all: &[Link]) -> Option<Reason> {
     if !link.flags.is_up() {
         return Some(Reason::Down);
     }
-    (!link.ethernet || link.mac.is_none()).then_some(Reason::NotEthernet)
+    if !link.ethernet || link.mac.is_none() {
+        return Some(Reason::NotEthernet);
+    }
+    let takes_all = |link: &Link| {
+        let kind = link.kind.as_deref().unwrap_or_default();
+        link.flags.is_up() && ["bridge", "bond", "team"].contains(&kind)
+    };
+    let mut masters = all.iter().filter(|one| Some(one.index) == link.master);
+    // A tap in a bridge is told of as it cannot be joined.
+    (link.kind.as_deref() != Some("tun") && masters.any(takes_all)).then_some(Reason::Port)
 }
 
 /// Whether `fd` stands for the network namespace that this process is in.

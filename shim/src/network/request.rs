@@ -123,6 +123,7 @@ mod tests {
             ethernet: true,
             kind: Some("veth".to_owned()),
             master: None,
+            l3s: false,
         }
     }
 
