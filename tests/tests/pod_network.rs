@@ -632,6 +632,15 @@ fn interfaces_come_and_go_while_a_pod_runs() -> Result<()> {
         echoes("10.8.0.2:80")?;
     }
 
+    // One that was there when the machine was made goes from it as well, and no other.
+    pod.ip("link del net1")?;
+    eventually("the first interface's end", || {
+        let gone = "[ -e /sys/class/net/net1 ] || echo gone";
+        let taps = pod.ip("-o link")?.matches(": bulkhead").count();
+        Ok(inside(&web, gone)? == "gone\n" && taps == 1)
+    })?;
+    echoes("10.8.0.2:80")?;
+
     // With the pod the watch has ended: what held the namespace does not any more.
     web.ok(&["kill", "web", "KILL"])?;
     eventually("its end", || Ok(web.status()? == "stopped"))?;
